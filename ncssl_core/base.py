@@ -1,0 +1,57 @@
+"""What every room may lean on: the error for bad input, and files written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from pathlib import Path
+
+
+class InputError(ValueError):
+    """What the user gave cannot be used; the message is one sentence: what was given, what is wanted.
+
+    The command line prints it and exits with code 2.
+    """
+
+
+class RunStopped(RuntimeError):
+    """A run ended before its last epoch (a signal, or a loss that is no number); the message says how to go on.
+
+    Args:
+        message: one sentence for the user.
+        exit_code: what the command line exits with.
+    """
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def unknown_name(kind: str, given: str, valid: Iterable[str]) -> InputError:
+    """The error for a name that is not in a list: says the list, and the nearest entry."""
+    names = sorted(valid)
+    near = get_close_matches(given, names, n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    return InputError(f"unknown {kind} {given!r}{hint}; valid: {', '.join(names)}")
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Have `write` fill a temporary file beside `path`, then put it in place in one step.
+
+    Whoever reads `path` sees the old file or the new one, never a part; a failed write leaves the old one.
+
+    Raises:
+        InputError: the folder cannot be written to.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
