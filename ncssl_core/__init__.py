@@ -10,9 +10,13 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "augment": ["RECIPES", "MultiView", "Recipe", "ViewParameters"],
+    "augment": ["RECIPES", "MultiView", "Recipe", "ViewParameters", "clean_view"],
     "base": ["InputError", "RunStopped"],
+    "datasets": ["DataSet", "Images", "load", "synthetic"],
     "losses": ["BarlowTwinsLoss", "VICRegLoss"],
+    "models": ["Projector", "build_backbone"],
+    "pretrain": ["PretrainConfig", "Run", "load_run"],
+    "probe": ["extract_features", "knn_probe", "linear_probe", "paper_probe"],
 }
 _HOME = {name: room for room, names in _PUBLIC.items() for name in names}
 __all__ = ["__version__", *_HOME]  # noqa: PLE0604

@@ -84,7 +84,7 @@ class Recipe:
             if recipe not in RECIPES:
                 raise unknown_name("recipe", recipe, RECIPES)
             return RECIPES[recipe]
-        changes = {k: tuple(v) if isinstance(v, list) else v for k, v in recipe.items() if k != "base"}
+        changes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in recipe.items() if k != "base"}
         known = [f.name for f in fields(cls)]
         for key in changes:
             if key not in known:
@@ -99,10 +99,13 @@ class Recipe:
         return asdict(self)
 
 
-_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+_IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 RECIPES = {
     "cifar": Recipe(),  # fastssl's for CIFAR-10, with hue (0 in their fast path)
     "stl": Recipe(scale=(0.2, 1.0), gray=0.1, **_IMAGENET),  # fastssl's for STL-10
+    "shapes": Recipe(  # for the embedded set: colours change until little but the shape is shared between views
+        scale=(0.4, 1.0), jitter=1.0, brightness=0.6, contrast=0.6, saturation=1.0, hue=0.5, gray=0.3
+    ),
     "byol": Recipe(saturation=0.2, blur=(1.0, 0.1), solarize=(0.0, 0.2), **_IMAGENET),  # BYOL, as both papers use it
 }
 
@@ -146,7 +149,7 @@ class MultiView:
     Args:
         size: side of the square views, pixels.
         views: how many a sample.
-        recipe: `"cifar"`, `"stl"`, `"byol"`, a `Recipe`, or a dict of changes to one (see `Recipe.named`).
+        recipe: `"cifar"`, `"stl"`, `"byol"`, `"shapes"`, a `Recipe`, or a dict of changes to one (see `Recipe.named`).
         seed: of all draws.
 
     Raises:
@@ -165,9 +168,7 @@ class MultiView:
     def __repr__(self) -> str:
         return f"MultiView(size={self.size}, views={self.views}, recipe={self.recipe}, seed={self.seed})"
 
-    def __call__(
-        self, images: Tensor, step: int | None = None
-    ) -> Float[Tensor, "views batch 3 size size"]:
+    def __call__(self, images: Tensor, step: int | None = None) -> Float[Tensor, "views batch 3 size size"]:
         """Draw and apply: `(batch, 3, H, W)`, uint8 or float in [0, 1], to normalised views on the same device.
 
         Args:
@@ -225,6 +226,22 @@ class MultiView:
             x = torch.where((x >= recipe.threshold) & p.solarize[..., None, None], 1 - x, x)
         for channel, (mean, std) in enumerate(zip(recipe.mean, recipe.std, strict=True)):
             out[:, :, channel].copy_(x[channel].sub_(mean).mul_(1 / std))
+
+
+def clean_view(
+    images: Tensor, size: int, recipe: str | Mapping[str, Any] | Recipe = "cifar"
+) -> Float[Tensor, "batch 3 size size"]:
+    """All of each image, resized to `size` and normalised as the recipe's views are: what a probe looks at.
+
+    Raises:
+        InputError: as `MultiView` does.
+    """
+    plain = replace(Recipe.named(recipe), flip=0, jitter=0, gray=0, blur=0, solarize=0)
+    multiview = MultiView(size, 1, plain)
+    p = multiview.sample(images, 0)
+    zero = torch.zeros_like(p.top)
+    whole = replace(p, top=zero, left=zero, height=zero + images.shape[2], width=zero + images.shape[3])
+    return multiview.apply(images, whole)[0]
 
 
 # ---- drawing ----------------------------------------------------------------------------------------------------
@@ -285,7 +302,7 @@ def _draw_boxes(recipe: Recipe, uniform: Any, image: tuple[int, int]) -> tuple[T
     return top.long(), left.long(), height.long(), width.long()
 
 
-# ---- applying, on planes (3, views, batch, H, W): a channel is contiguous, a sample's factor is (views, batch, 1, 1) --
+# ---- applying, on planes (3, views, batch, H, W); a sample's factor is (views, batch, 1, 1) ----------------------
 # On a CPU `where` and everything boolean run ten times slower than arithmetic; hence lerp, copysign and products below.
 
 

@@ -62,9 +62,7 @@ def test_crop_and_flip_equal_torchvision(height, width, size):
     recipe, images = replace(PLAIN, flip=0.5), photographs(16, height, width)
     multiview = MultiView(size, 3, recipe)
     p = multiview.sample(images)
-    torch.testing.assert_close(
-        multiview.apply(images, p), by_torchvision(images, p, recipe, size), atol=1e-5, rtol=0
-    )
+    torch.testing.assert_close(multiview.apply(images, p), by_torchvision(images, p, recipe, size), atol=1e-5, rtol=0)
 
 
 ONE_AT_A_TIME = {

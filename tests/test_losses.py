@@ -51,14 +51,12 @@ def barlow_twins(z, lambd, pairing):
 
 def vicreg(z, sim, std, cov, halve):
     views = list(z.numpy())
-    m, n, d = z.shape
+    d = z.shape[-1]
     invariance = np.mean([np.mean((a - b) ** 2) for a, b in combinations(views, 2)])
     variance = [np.mean(np.maximum(0, 1 - np.sqrt(v.var(0, ddof=1) + 1e-4))) for v in views]
     covariances = [np.cov(v.T) for v in views]
     covariance = [(np.sum(k**2) - np.sum(np.diag(k) ** 2)) / d for k in covariances]
-    return (
-        sim * invariance + std * np.mean(variance) * (1 if halve else 2) + cov * 2 * np.mean(covariance)
-    )
+    return sim * invariance + std * np.mean(variance) * (1 if halve else 2) + cov * 2 * np.mean(covariance)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -142,7 +140,7 @@ def test_barlow_twins_ignores_affine_maps_of_features(shape, pairing, seed):
 @given(shapes, st.integers(0, 999))
 def test_estimator_identity_of_view_means(shape, seed):
     """V = (1 - 1/m) U + K/m, hence 1 - V_ii = (1 - 1/m)(1 - U_ii) for features of unit variance."""
-    m, n, d = shape
+    m, n, _ = shape
     z = embeddings(shape, seed)
     z = (z - z.mean((0, 1))) / z.std((0, 1), correction=0)
     zbar = z.mean(0)

@@ -1,0 +1,530 @@
+"""Pretraining: one loop for every loss, backbone, device and image set.
+
+    run = pretrain(PretrainConfig(data="photos/", image_size=64, epochs=20, out="runs/photos"))
+
+Each step gathers a batch of uint8 images on the device, draws the views there, sends all of them through the backbone
+and projector at once (batch norm sees all views together, as in the authors' code), and takes one optimiser step.
+Everything random depends on (seed, epoch, step) alone, so a run resumed from a checkpoint goes on as if unbroken.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ncssl_core import records
+from ncssl_core.augment import RECIPES, MultiView, Recipe
+from ncssl_core.base import InputError, RunStopped, write_atomically
+from ncssl_core.datasets import DataSet, Images, batches, load, place
+from ncssl_core.losses import BarlowTwinsLoss, Pairing, VICRegLoss
+from ncssl_core.models import Projector, Stem, build_backbone, feature_dim
+from ncssl_core.watch import Log, Signals, lines_of
+
+Evaluate = Callable[[nn.Module, "Run"], dict[str, float]]
+_MAY_DIFFER = {"device", "root", "download", "checkpoint_every", "log_every", "out"}  # on resuming
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Settings of a pretraining run.
+
+    Args:
+        data: "synthetic", "cifar10", "stl10", a folder of images, or a .tar, .tar.xz or .zip of one.
+        root: Folder where torchvision's sets lie.
+        download: Let torchvision fetch a missing set.
+        image_size: Resize the shorter side to this many pixels and crop the centre; needed where sizes differ.
+        skip_unreadable: Leave out images that cannot be decoded, instead of stopping.
+        fraction: Share of the images to pretrain on.
+        validation: Training images held out of everything, to choose hyper-parameters on.
+        backbone: "tiny" or a torchvision ResNet: resnet18, resnet34, resnet50, ...
+        stem: "small" for images of 32 to 96 pixels, "imagenet" for larger ones.
+        dim: Features of the embedding, which the loss sees.
+        hidden: Width of the projector; dim if not given.
+        layers: Linear layers of the projector.
+        loss: "barlow_twins" or "vicreg".
+        kappa: Barlow Twins' off-diagonal weight times dim; keeps its effect when dim changes.
+        lambd: Barlow Twins' off-diagonal weight itself; if given, kappa is not used.
+        pairing: How Barlow Twins pairs more than two views.
+        sim_coeff: VICReg's weight of invariance.
+        std_coeff: VICReg's weight of variance.
+        cov_coeff: VICReg's weight of covariance.
+        views: Views of each image in a step.
+        recipe: Augmentation: "cifar", "stl", "byol", "shapes", or changes to one, as {base: stl, gray: 0.2}; "auto" is
+            "shapes" for the synthetic set, else "stl" for views of 64 pixels or more and "cifar" for smaller ones.
+        size: Side of the views in pixels; the images' height if not given.
+        epochs: Passes over the images.
+        batch: Images in a step; each gives `views` views.
+        optimizer: "adam" (the paper's) or "sgd" (momentum 0.9).
+        lr: Learning rate, at its highest.
+        weight_decay: Added to the gradient, times the weights.
+        schedule: "constant" (the paper's) or "cosine" down to zero.
+        warmup: Epochs of linear warm-up before it.
+        precision: "auto": bf16 where the GPU has it, else fp16 with loss scaling; fp32 without a GPU.
+        compile: Compile the model with torch.compile: a minute or more at the start, faster steps after.
+        device: "auto", "cpu", "cuda", "cuda:1", ...
+        seed: Of the weights, the order and the views.
+        probe_every: Epochs between probes on the validation images; 0 for none.
+        checkpoint_every: Epochs between checkpoints.
+        log_every: Steps between lines of metrics.jsonl.
+        out: The run's folder; named after the settings, under runs/, if not given.
+    """
+
+    data: str = "synthetic"
+    root: str = "data"
+    download: bool = False
+    image_size: int | None = None
+    skip_unreadable: bool = False
+    fraction: float = 1.0
+    validation: int = 0
+    backbone: str = "tiny"
+    stem: Stem = "small"
+    dim: int = 256
+    hidden: int | None = None
+    layers: int = 2
+    loss: Literal["barlow_twins", "vicreg"] = "barlow_twins"
+    kappa: float = 5.12
+    lambd: float | None = None
+    pairing: Pairing = "leave-one-out"
+    sim_coeff: float = 25.0
+    std_coeff: float = 25.0
+    cov_coeff: float = 1.0
+    views: int = 2
+    recipe: str | dict[str, Any] = "auto"
+    size: int | None = None
+    epochs: int = 10
+    batch: int = 256
+    optimizer: Literal["adam", "sgd"] = "adam"
+    lr: float = 1e-3
+    weight_decay: float = 1e-6
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup: int = 0
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    compile: bool = False
+    device: str = "auto"
+    seed: int = 0
+    probe_every: int = 0
+    checkpoint_every: int = 1
+    log_every: int = 10
+    out: str | None = None
+
+    def __post_init__(self) -> None:
+        least = {"dim": 1, "layers": 1, "views": 2, "epochs": 1, "batch": 2, "checkpoint_every": 1, "log_every": 1,
+                 "warmup": 0, "probe_every": 0, "validation": 0, "seed": 0, "lr": 0, "weight_decay": 0}  # fmt: skip
+        for name, low in least.items():
+            if not low <= getattr(self, name) < math.inf:
+                raise InputError(f"{name} is at least {low}; given {getattr(self, name)}")
+        if self.size is not None and self.size < 8:
+            raise InputError(f"size is at least 8 pixels; given {self.size}")
+        if self.probe_every and not self.validation:
+            raise InputError("probe_every wants images to probe on: give validation, e.g. 5000 of CIFAR-10's 50,000")
+        if self.recipe != "auto":
+            Recipe.named(self.recipe)
+        self.build_loss()
+
+    def build_loss(self) -> BarlowTwinsLoss | VICRegLoss:
+        """The loss that these settings name."""
+        if self.loss == "vicreg":
+            return VICRegLoss(self.sim_coeff, self.std_coeff, self.cov_coeff)
+        kappa = self.kappa if self.lambd is None else None
+        return BarlowTwinsLoss(lambd=self.lambd, kappa=kappa, pairing=self.pairing)
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        stem = Path(self.data).name.split(".")[0]
+        return Path(self.out or f"runs/{stem}-{self.loss}-d{self.dim}-m{self.views}-seed{self.seed}")
+
+
+@dataclass
+class Run:
+    """A run in memory: its settings, folder, data, trained backbone and (once over) its record."""
+
+    config: PretrainConfig
+    folder: Path
+    backbone: nn.Module
+    data: DataSet
+    device: torch.device
+    record: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Side of the images that the backbone sees, pixels."""
+        return self.config.size or self.data["train"].images.shape[-2]
+
+    @property
+    def recipe(self) -> Recipe:
+        """What the views undergo."""
+        if self.config.recipe != "auto":
+            return Recipe.named(self.config.recipe)
+        return RECIPES["shapes" if self.data.name == "synthetic" else "stl" if self.size >= 64 else "cifar"]
+
+    @property
+    def splits(self) -> tuple[Images, Images, Images]:
+        """(images to pretrain on, the labelled training images, those held out of both for validation)."""
+        train, validation = self.data["train"].hold_out(self.config.validation, self.config.seed)
+        pool = self.data.pretraining if "unlabeled" in self.data else train
+        return pool.fraction(self.config.fraction, self.config.seed), train, validation
+
+
+def pretrain(
+    config: PretrainConfig,
+    backbone: nn.Module | None = None,
+    data: DataSet | None = None,
+    evaluate: Evaluate | None = None,
+    resume: bool = False,
+) -> Run:
+    """Train a backbone without labels; leaves a run's folder (see `ncssl_core.records`) and returns the run.
+
+    Args:
+        config: the settings.
+        backbone: any module that maps `(n, 3, size, size)` to `(n, features)`, instead of the one named.
+        data: a set already loaded, instead of the one named.
+        evaluate: called every `probe_every` epochs with the backbone and the run; what it returns joins the curves.
+        resume: go on from the folder's checkpoint, or start anew if it holds none.
+
+    Raises:
+        InputError: settings, data or folder that cannot be used.
+        RunStopped: a signal came, or a loss term was not finite.
+    """
+    device = pick_device(config.device)
+    folder = config.folder
+    checkpoint = _prepare(folder, config, resume)
+    model = backbone or build_backbone(_seeded(config).backbone, config.stem)
+    data = data or load(config.data, config.root, config.image_size, config.download, config.skip_unreadable)
+    run = Run(config, folder, model, data, device)
+    pool = run.splits[0]
+    if config.batch > len(pool):
+        raise InputError(f"a batch of {config.batch} is more than the {len(pool)} images to pretrain on")
+    training = _Training(run, checkpoint, backbone)
+    write_atomically(folder / "config.yaml", lambda p: p.write_text(yaml.safe_dump(asdict(config), sort_keys=False)))
+    with Signals() as signals, training.log:
+        images = place(pool.images, device)
+        training.run_epochs(images, signals, evaluate)
+    return _finish(training, pool)
+
+
+class _Training:
+    """What changes during a run: weights, optimiser, and the place in the epochs."""
+
+    def __init__(self, run: Run, checkpoint: dict[str, Any] | None, custom: nn.Module | None) -> None:
+        config = run.config
+        self.run, self.config, self.device = run, config, run.device
+        self.features = feature_dim(run.backbone, run.size)
+        self.encoder = nn.Sequential(run.backbone, Projector(self.features, config.dim, config.hidden, config.layers))
+        self.encoder.to(self.device)
+        self.encoder.to(memory_format=torch.channels_last)
+        self.loss = config.build_loss()
+        self.augment = MultiView(run.size, config.views, run.recipe, config.seed)
+        self.precision = _precision(config, self.device)
+        self.optimizer = _optimizer(config, self.encoder)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
+        self.epoch = self.batch = self.step = 0
+        self.seconds = self.evaluation = self.startup = 0.0
+        if self.device.type == "cuda":
+            torch.backends.cudnn.benchmark = True
+            torch.cuda.reset_peak_memory_stats(self.device)
+        torch.manual_seed(config.seed + 1)  # for backbones with dropout
+        if checkpoint:
+            self._restore(checkpoint)
+        self.steps_per_epoch = len(run.splits[0]) // config.batch
+        self.forward = torch.compile(self.encoder) if config.compile else self.encoder
+        self.log = Log(run.folder, self.step, config.epochs * self.steps_per_epoch, config.batch)
+        self.custom = type(custom).__name__ if custom is not None else None
+
+    def run_epochs(self, images: Tensor, signals: Signals, evaluate: Evaluate | None) -> None:
+        """The loop: epochs of steps, with a look at the signals after each step and a checkpoint every few epochs."""
+        config = self.config
+        self.encoder.train()
+        while self.epoch < config.epochs:
+            started = time.perf_counter() - self.seconds
+            for batch in batches(images, config.batch, self.device, config.seed, self.epoch, self.batch):
+                terms = self.take_step(batch)
+                self.step, self.batch = self.step + 1, self.batch + 1
+                if self.step == 1 and config.compile:
+                    self._synchronise()
+                    self.startup = time.perf_counter() - started
+                last = self.batch == self.steps_per_epoch
+                if self.step % config.log_every == 0 or last:
+                    self.seconds = time.perf_counter() - started
+                    self.log.add(self.step, self.epoch, self.seconds, self.lr(), terms)
+                self.log.bar.update(config.batch)
+                if signals.received:
+                    self.seconds = time.perf_counter() - started
+                    self._stop(signals)
+            self._synchronise()
+            self.seconds = time.perf_counter() - started
+            self.epoch, self.batch = self.epoch + 1, 0
+            over = self.epoch == config.epochs
+            if evaluate and config.probe_every and (over or self.epoch % config.probe_every == 0):
+                self._evaluate(evaluate)
+            if over or self.epoch % config.checkpoint_every == 0:
+                self.save()
+
+    def take_step(self, images: Tensor) -> dict[str, Float[Tensor, ""]]:
+        """One optimiser step on a batch of images `(batch, 3, H, W)`; returns the loss and its terms."""
+        views = self.augment(images, self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr()
+        with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
+            x = views.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+            z = self.forward(x).unflatten(0, views.shape[:2])
+        terms = self.loss.terms(z)
+        loss = self.loss.total(terms, z.shape[-1])
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return {"loss": loss, **terms}
+
+    def lr(self) -> float:
+        """The learning rate of this step."""
+        config, warmup = self.config, self.config.warmup * self.steps_per_epoch
+        if self.step < warmup:
+            return config.lr * (self.step + 1) / warmup
+        if config.schedule == "constant":
+            return config.lr
+        done = (self.step - warmup) / max(1, config.epochs * self.steps_per_epoch - warmup)
+        return config.lr * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+    def save(self) -> None:
+        """Write the checkpoint, unless a weight is not finite."""
+        self.log.flush()
+        if not all(bool(torch.isfinite(p).all()) for p in self.encoder.parameters()):
+            raise self.log.not_finite(self.step, "a weight")
+        state = {
+            "encoder": self.encoder.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "random": torch.get_rng_state(),
+            "data": self.run.data.checksum,
+            **{name: getattr(self, name) for name in _PLACE},
+        }
+        write_atomically(self.run.folder / "checkpoint.pt", lambda p: torch.save(state, p))
+
+    def _restore(self, checkpoint: dict[str, Any]) -> None:
+        if checkpoint["data"] != self.run.data.checksum:
+            raise InputError(f"{self.run.folder} was trained on other images than {self.config.data} holds now")
+        try:
+            self.encoder.load_state_dict(checkpoint["encoder"])
+            self.optimizer.load_state_dict(checkpoint["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            raise InputError(f"the checkpoint in {self.run.folder} is of another model: {error}") from error
+        self.scaler.load_state_dict(checkpoint["scaler"])
+        torch.set_rng_state(checkpoint["random"])
+        for name in _PLACE:
+            setattr(self, name, checkpoint[name])
+
+    def _evaluate(self, evaluate: Evaluate) -> None:
+        started = time.perf_counter()
+        self.encoder.eval()
+        values = evaluate(self.run.backbone, self.run)
+        self.encoder.train()
+        self.evaluation += time.perf_counter() - started
+        self.log.write({"step": self.step, "epoch": self.epoch, "seconds": self.seconds, "evaluation": values})
+
+    def _stop(self, signals: Signals) -> None:
+        self.save()
+        raise RunStopped(
+            f"stopped by {signals.name} after step {self.step}, saved; go on with "
+            f"`ncssl pretrain --resume --out {self.run.folder}`",
+            128 + signals.received,
+        )
+
+    def _synchronise(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+_PLACE = ("epoch", "batch", "step", "seconds", "evaluation", "startup")
+
+
+# ---- before and after -------------------------------------------------------------------------------------------
+
+
+def pick_device(name: str) -> torch.device:
+    """The device by name; "auto" is the GPU if there is one.
+
+    Raises:
+        InputError: no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"no device {name!r} here; --device auto picks one ({str(error).splitlines()[0]})") from error
+    return device
+
+
+def _precision(config: PretrainConfig, device: torch.device) -> torch.dtype:
+    wanted = config.precision
+    if wanted == "auto":
+        if device.type != "cuda":
+            wanted = "fp32"
+        else:
+            wanted = "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+    if wanted == "fp16" and device.type != "cuda":
+        raise InputError(f"precision fp16 wants a CUDA device; given {device}")
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[wanted]
+
+
+def _optimizer(config: PretrainConfig, encoder: nn.Module) -> torch.optim.Optimizer:
+    parameters = list(encoder.parameters())
+    if config.optimizer == "adam":
+        return torch.optim.Adam(parameters, config.lr, weight_decay=config.weight_decay, fused=True)
+    return torch.optim.SGD(parameters, config.lr, momentum=0.9, weight_decay=config.weight_decay, fused=True)
+
+
+def _seeded(config: PretrainConfig) -> PretrainConfig:
+    torch.manual_seed(config.seed)
+    return config
+
+
+def untrained_backbone(config: PretrainConfig) -> nn.Module:
+    """The backbone as the run had it before its first step."""
+    return build_backbone(_seeded(config).backbone, config.stem)
+
+
+def _prepare(folder: Path, config: PretrainConfig, resume: bool) -> dict[str, Any] | None:
+    """Check that the folder can take this run; returns the checkpoint to go on from, if any."""
+    held = next((p for p in (folder / "config.yaml", folder / "record.json") if p.exists()), None)
+    if held and not resume:
+        raise InputError(f"{folder} already holds a run: --resume goes on with it, another --out starts a new one")
+    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise InputError(f"cannot write to {folder}: {existing} is not a folder that may be written to")
+    if not held:
+        return None
+    before = read_config(folder)
+    differing = {f.name for f in fields(config) if getattr(before, f.name) != getattr(config, f.name)} - _MAY_DIFFER
+    if before.schedule == "constant" and config.epochs > before.epochs:
+        differing.discard("epochs")  # only a constant learning rate does not depend on the end
+    if differing:
+        said = ", ".join(f"{n} {getattr(before, n)!r} (now {getattr(config, n)!r})" for n in sorted(differing))
+        raise InputError(f"{folder} was started with {said}; a resumed run keeps its settings")
+    return _read_checkpoint(folder / "checkpoint.pt")
+
+
+def _read_checkpoint(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        if missing := [k for k in ("encoder", "optimizer", "data", *_PLACE) if k not in state]:
+            raise ValueError(f"it lacks {', '.join(missing)}")
+    except Exception as error:  # torch raises many kinds for files that are torn or foreign
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path} is cut short or is no checkpoint ({reason}); delete it to start anew") from error
+    return state
+
+
+def read_config(folder: str | Path) -> PretrainConfig:
+    """The settings of a run, from its folder.
+
+    Raises:
+        InputError: there are none, or they are not settings.
+    """
+    path = Path(folder) / "config.yaml"
+    try:
+        return replace(PretrainConfig(**yaml.safe_load(path.read_text(encoding="utf-8"))), out=str(folder))
+    except FileNotFoundError:
+        raise InputError(f"no run in {folder}: wanted a folder that `ncssl pretrain --out` made") from None
+    except (yaml.YAMLError, TypeError) as error:
+        raise InputError(f"{path} is no run's configuration: {error}") from error
+
+
+def load_run(folder: str | Path, device: str = "auto", data: DataSet | None = None) -> Run:
+    """A finished run from its folder, with its trained backbone and its images.
+
+    Raises:
+        InputError: no finished run there, its weights do not fit, or its images are gone.
+    """
+    folder = Path(folder)
+    record = records.read(folder)
+    config = read_config(folder)
+    if record["model"]["custom"]:
+        raise InputError(f"{folder} trained a {record['model']['custom']} passed from Python: load its weights there")
+    backbone = build_backbone(config.backbone, config.stem)
+    try:
+        backbone.load_state_dict(load_file(folder / "backbone.safetensors"))
+    except (SafetensorError, OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{folder}/backbone.safetensors holds no {config.backbone}: {reason}") from error
+    chosen = pick_device(device)
+    if data is None:
+        data = load(config.data, config.root, config.image_size, config.download, config.skip_unreadable)
+    return Run(config, folder, backbone.to(chosen).eval(), data, chosen, record)
+
+
+def _finish(training: _Training, pool: Images) -> Run:
+    run, config, device = training.run, training.config, training.device
+    run.backbone.eval()
+    weights = {k: v.contiguous() for k, v in run.backbone.state_dict().items()}
+    write_atomically(run.folder / "backbone.safetensors", lambda p: save_file(weights, p))
+    epochs = training.seconds - training.startup
+    images = max(training.step - bool(training.startup), 1) * config.batch
+    cuda = device.type == "cuda"
+    record = {
+        "config": asdict(config),
+        "model": {"custom": training.custom, "features": training.features,
+                  "parameters": sum(p.numel() for p in run.backbone.parameters())},
+        "recipe": run.recipe.as_dict(),
+        "size": run.size,
+        "data": {"name": run.data.name, "checksum": run.data.checksum, "classes": len(run.data.classes),
+                 "images": len(pool), "image_size": list(pool.images.shape[-2:]), "skipped": run.data.skipped},
+        "environment": records.environment() | {
+            "device": torch.cuda.get_device_name(device) if cuda else "cpu",
+            "threads": torch.get_num_threads(), "precision": str(training.precision).removeprefix("torch.")},
+        "time": {"training_seconds": epochs, "startup_seconds": training.startup,
+                 "evaluation_seconds": training.evaluation,
+                 "total_seconds": training.seconds + training.evaluation, "steps": training.step,
+                 "images_per_second": images / epochs, "views_per_second": images * config.views / epochs},
+        "peak_memory_bytes": torch.cuda.max_memory_allocated(device) if cuda else _peak_host_memory(),
+        "curves": _curves(run.folder / "metrics.jsonl"),
+    }  # fmt: skip
+    records.write(run.folder / "record.json", record)
+    run.record = records.read(run.folder)
+    return run
+
+
+def _peak_host_memory() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _curves(path: Path) -> dict[str, list[Any]]:
+    """Means over each epoch of what was logged, and the evaluations, as columns."""
+    lines = list(lines_of(path))
+    steps: dict[int, list[dict[str, Any]]] = {}
+    for line in lines:
+        if "evaluation" not in line:
+            steps.setdefault(line["epoch"], []).append(line)
+    curves: dict[str, list[Any]] = {"epoch": [e + 1 for e in steps]}
+    for name in ("step", "seconds"):
+        curves[name] = [group[-1][name] for group in steps.values()]
+    for name in next(iter(steps.values()))[0]:
+        if name not in curves:
+            curves[name] = [sum(line[name] for line in group) / len(group) for group in steps.values()]
+    evaluations = [line for line in lines if "evaluation" in line]
+    if evaluations:
+        curves["evaluation_epoch"] = [line["epoch"] for line in evaluations]
+        curves["evaluation_seconds"] = [line["seconds"] for line in evaluations]
+        for name in evaluations[0]["evaluation"]:
+            curves[f"evaluation_{name}"] = [line["evaluation"][name] for line in evaluations]
+    return curves

@@ -1,0 +1,158 @@
+"""A run is a folder: what was asked for, what happened, what was learned, each in a file written whole.
+
+    runs/c10/
+      config.yaml             the configuration, every field
+      metrics.jsonl           one line a log step: step, epoch, seconds, learning rate, loss terms
+      checkpoint.pt           model, optimiser and place in the run, for --resume
+      backbone.safetensors    the trained backbone's weights
+      record.json             everything a table, a figure or a verdict needs
+
+Readers use `record.json` alone. It is written once the run is over, and extended by the probe.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ncssl_core.base import InputError, write_atomically
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA = 1
+_REQUIRED = {"schema": int, "config": dict, "data": dict, "environment": dict, "time": dict, "curves": dict}
+
+
+def write(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a record, atomically; numbers that are none become null.
+
+    Raises:
+        InputError: the folder cannot be written to.
+    """
+    text = json.dumps(_plain({"schema": SCHEMA, **record}), indent=1, allow_nan=False)
+    write_atomically(path, lambda p: p.write_text(text + "\n", encoding="utf-8"))
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """A record from its file or its run's folder.
+
+    Raises:
+        InputError: there is none, it is cut short or is no record, or a newer version of this package wrote it.
+    """
+    path = Path(path)
+    file = path / "record.json" if path.is_dir() else path
+    if not file.is_file():
+        state = "holds an unfinished run (--resume continues it)" if (path / "config.yaml").exists() else "has none"
+        raise InputError(f"no record: {path} {state}; wanted a run's folder with record.json")
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise InputError(f"{file} is cut short or is no record: {error}") from error
+    wrong = [k for k, kind in _REQUIRED.items() if not isinstance(record, dict) or not isinstance(record.get(k), kind)]
+    if wrong:
+        raise InputError(f"{file} is no record of a run: {', '.join(wrong)} missing or of the wrong type")
+    if record["schema"] > SCHEMA:
+        raise InputError(f"{file} has schema {record['schema']}, newer than this package's {SCHEMA}: upgrade it")
+    return dict(record)
+
+
+def extend(path: Path, **more: Any) -> dict[str, Any]:
+    """Add entries to a record on disk (replacing those of the same name), atomically; returns the whole.
+
+    Raises:
+        InputError: as `read` and `write` do.
+    """
+    record = {**read(path), **more}
+    write(path / "record.json" if path.is_dir() else path, record)
+    return record
+
+
+def table(paths: Iterable[str | Path]) -> pd.DataFrame:
+    """One row a run, with what is usually compared; the full record is in `.attrs["records"]`.
+
+    Raises:
+        InputError: as `read` does.
+    """
+    import pandas as pd
+
+    folders = [Path(p) for p in paths]
+    records = [read(p) for p in folders]
+    frame = pd.DataFrame([_row(p, r) for p, r in zip(folders, records, strict=True)])
+    frame.attrs["records"] = records
+    return frame
+
+
+def _row(path: Path, record: dict[str, Any]) -> dict[str, Any]:
+    config, time = record["config"], record["time"]
+    probe = record.get("probe", {})
+    loss = config.get("loss")
+    weight = config.get("kappa") if config.get("lambd") is None else config["lambd"] * config["dim"]
+    if loss == "vicreg":
+        weight = config["cov_coeff"] * config["dim"] / config["sim_coeff"] if config["sim_coeff"] else math.inf
+    return {
+        "run": path.parent.name if path.suffix == ".json" and path.name == "record.json" else path.stem,
+        "data": record["data"]["name"],
+        "backbone": config["backbone"],
+        "loss": loss,
+        "dim": config["dim"],
+        "kappa": weight,
+        "views": config["views"],
+        "epochs": config["epochs"],
+        "seed": config["seed"],
+        "linear": probe.get("trained", {}).get("linear"),
+        "knn": probe.get("trained", {}).get("knn"),
+        "untrained": probe.get("untrained", {}).get("linear"),
+        "pixels": probe.get("pixels", {}).get("linear"),
+        "rankme": record.get("spectrum", {}).get("rankme"),
+        "seconds": time["training_seconds"],
+        "images/s": time["images_per_second"],
+    }
+
+
+@cache
+def environment() -> dict[str, Any]:
+    """Versions, machine and commit, for a record."""
+    packages = ("torch", "torchvision", "numpy", "scipy")
+    return {
+        "ncssl_core": version("ncssl-core"),
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": os.cpu_count(),
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    """The package's commit, with a mark if it was changed since; None outside a checkout of it."""
+    here = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", here, *words], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")) != here.parent:
+            return None
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--", ".") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _plain(value: Any) -> Any:
+    """JSON's own types; a number that is not finite becomes null, since JSON has none."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value
