@@ -36,7 +36,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ncssl_core.base import InputError, write_atomically
-from ncssl_core.synthetic import SHAPES, draw_shapes
+from ncssl_core.shapes import SHAPES, draw_shapes
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 NAMED = ("cifar10", "stl10", "synthetic")
@@ -157,7 +157,7 @@ def load(
 
 
 def synthetic(train: int = 10_000, test: int = 2_000, size: int = 32, seed: int = 0) -> DataSet:
-    """Shapes with known factors (`ncssl_core.synthetic`): ten classes, drawn in a second or two."""
+    """Shapes with known factors (`ncssl_core.shapes`): ten classes, drawn in a second or two."""
     splits = {}
     for offset, (split, count) in enumerate((("train", train), ("test", test))):
         images, factors = draw_shapes(count, size, 2 * seed + offset)

@@ -50,7 +50,7 @@ def curves(records: Sequence[dict[str, Any]], names: Sequence[str]) -> Figure:
                 if term in run:
                     (handles[name],) = axis.plot(run["epoch"], run[term], color=colour, marker="o", markersize=4)
         for axis, term in zip(axes, terms, strict=False):
-            axis.set(title=_NAMES[term], xlabel="epoch", yscale="log" if term.endswith("mean") else "linear")
+            axis.set(title=_NAMES[term], xlabel="epoch", ylim=(0, None))
         _accuracies(axes[-1], records, names)
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(3, len(records)))
     return figure

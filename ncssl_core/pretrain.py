@@ -252,7 +252,7 @@ class _Training:
         while self.epoch < config.epochs:
             started = time.perf_counter() - self.seconds
             for batch in batches(images, config.batch, self.device, config.seed, self.epoch, self.batch):
-                terms = self.take_step(batch)
+                lr, terms = self.lr(), self.take_step(batch)
                 self.step, self.batch = self.step + 1, self.batch + 1
                 if self.step == 1 and config.compile:
                     self._synchronise()
@@ -260,7 +260,7 @@ class _Training:
                 last = self.batch == self.steps_per_epoch
                 if self.step % config.log_every == 0 or last:
                     self.seconds = time.perf_counter() - started
-                    self.log.add(self.step, self.epoch, self.seconds, self.lr(), terms)
+                    self.log.add(self.step, self.epoch, self.seconds, lr, terms)
                 self.log.bar.update(config.batch)
                 if signals.received:
                     self.seconds = time.perf_counter() - started

@@ -1,0 +1,188 @@
+"""The command line as its user sees it: what it prints, what it leaves, how it fails."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import yaml
+from conftest import as_folder, files, picture
+
+from ncssl_core import records
+from ncssl_core.cli import main
+
+FAST = ["--dim", "16", "--epochs", "1", "--batch", "8", "--size", "16", "--device", "cpu"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return as_folder(tmp_path / "pets", files(per_class=12, size=(16, 16)))
+
+
+def ncssl(*words, code=0, capsys):
+    if code:
+        with pytest.raises(SystemExit) as exit_:
+            main([str(w) for w in words])
+        assert exit_.value.code == code
+    else:
+        main([str(w) for w in words])
+    return capsys.readouterr()
+
+
+def test_from_a_folder_to_a_table(folder, tmp_path, capsys):
+    run = tmp_path / "run"
+    said = ncssl("pretrain", "--data", folder, "--out", run, *FAST, capsys=capsys).out
+    assert "1 epochs of 24 images of pets" in said
+    assert f"ncssl probe {run}" in said
+    said = ncssl("probe", run, capsys=capsys).out
+    assert [line.split()[0] for line in said.splitlines()] == ["trained", "untrained", "pixels"]
+    record = records.read(run)
+    assert set(record["probe"]) == {"trained", "untrained", "pixels", "test_images"}
+    assert f"{record['probe']['trained']['linear']:.2f} %" in said
+    assert record["spectrum"]["rankme"] > 1
+    said = ncssl("probe", run, "--protocol", "paper", "--average-views", 2, capsys=capsys).out
+    assert f"{records.read(run)['paper_probe']['linear']:.2f} %" in said
+    assert records.read(run)["probe"] == record["probe"]  # one probe does not undo another
+    said = ncssl("show", run, capsys=capsys).out
+    assert "barlow_twins" in said
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+    features = tmp_path / "x.npz"
+    ncssl("embed", run, "--out", features, capsys=capsys)
+    with np.load(features) as saved:
+        assert saved["train_features"].shape == (24, 128)
+        assert saved["test_labels"].tolist() == [0] * 12 + [1] * 12
+        assert saved["test_names"][0] == "test/cat/000.jpg"
+    others = as_folder(tmp_path / "others", {f"{i}.jpg": picture(i, (20, 30)) for i in range(3)})
+    ncssl("embed", run, "--data", others, "--image-size", 16, "--out", features, capsys=capsys)
+    with np.load(features) as saved:
+        assert saved["train_features"].shape == (3, 128)
+
+
+def test_settings_come_from_a_file_and_flags_override_it(folder, tmp_path, capsys):
+    settings = {"data": str(folder), "dim": 8, "epochs": 1, "batch": 8, "recipe": {"base": "stl", "gray": 0.5}}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
+    run = tmp_path / "run"
+    ncssl("pretrain", "--config", tmp_path / "c.yaml", "--dim", 12, "--out", run, "--device", "cpu", capsys=capsys)
+    record = records.read(run)
+    assert record["config"]["dim"] == 12
+    assert record["config"]["batch"] == 8
+    assert record["recipe"]["gray"] == 0.5
+    assert record["recipe"]["scale"] == [0.2, 1.0]
+
+
+def test_probing_on_the_way(folder, tmp_path, capsys):
+    run = tmp_path / "run"
+    ncssl("pretrain", "--data", folder, "--out", run, *FAST, "--validation", 8, "--probe-every", 1, capsys=capsys)
+    curves = records.read(run)["curves"]
+    assert 0 <= curves["evaluation_linear"][0] <= 100
+    assert curves["evaluation_epoch"] == [1]
+
+
+def test_resume_needs_only_the_folder(folder, tmp_path, capsys):
+    run = tmp_path / "run"
+    ncssl("pretrain", "--data", folder, "--out", run, *FAST, capsys=capsys)
+    said = ncssl("pretrain", "--resume", "--out", run, "--epochs", 2, capsys=capsys).out
+    assert "2 epochs of 24 images" in said
+    error = ncssl("pretrain", "--resume", "--out", run, "--dim", 99, code=2, capsys=capsys).err
+    assert "was started with dim 16 (now 99)" in error
+
+
+CORRUPT = {**files(size=(16, 16)), "train/cat/bad.jpg": b"nothing"}
+MIXED = {**files(size=(16, 16)), "train/cat/large.jpg": picture(1, (20, 20))}
+EMPTY_CLASS = {**files(size=(16, 16)), "train/emu/notes.txt": b""}
+
+
+@pytest.mark.parametrize(
+    ("contents", "flags", "message"),
+    [
+        (None, ["--data", "/nowhere"], "no data at '/nowhere'"),
+        (EMPTY_CLASS, [], "class folder train/emu holds no images"),
+        (CORRUPT, [], "cannot read train/cat/bad.jpg"),
+        (MIXED, [], "--image-size N"),
+        (files(), ["--views", "1"], "views is at least 2; given 1"),
+        (files(), ["--backbone", "resnet51"], "did you mean 'resnet"),
+        (files(), ["--batch", "100"], "a batch of 100 is more than the 8 images"),
+        (files(), ["--views", "two"], "--views: wanted int, given two"),
+        (files(), ["--loss", "simclr"], "wanted one of 'barlow_twins', 'vicreg'; given simclr"),
+        (files(), ["--image-size", "x"], "--image-size: wanted int, given x"),
+        (files(), ["--bacth", "8"], "unknown flag '--bacth' (did you mean '--batch'?); valid: --backbone"),
+        (files(), ["--recipe", "{grey: 0.1}"], "unknown key in recipe 'grey' (did you mean 'gray'?)"),
+        (files(), ["--config", "/nowhere.yaml"], "File does not exist"),
+        (files(), ["--lambd", "-1"], "lambd is a finite weight >= 0; given -1.0"),
+    ],
+    ids=lambda v: " ".join(v) if isinstance(v, list) else "",
+)
+def test_wrong_input_is_one_sentence_and_leaves_nothing(tmp_path, capsys, contents, flags, message):
+    words = ["pretrain", "--out", tmp_path / "run", *FAST]
+    if contents is not None:
+        words += ["--data", as_folder(tmp_path / "set", contents)]
+    error = ncssl(*words, *flags, code=2, capsys=capsys).err
+    assert message in error
+    assert error.startswith("ncssl: ")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unwritable_place_is_one_sentence(folder, tmp_path, capsys):
+    error = ncssl("pretrain", "--data", folder, "--out", folder / "train/cat/000.jpg/x", *FAST, code=2, capsys=capsys)
+    assert "cannot write to" in error.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["probe", "/nowhere"], "no record: /nowhere has none"),
+        (["show", "/nowhere"], "no record: /nowhere has none"),
+        (["embed", "/nowhere"], "no record: /nowhere has none"),
+        (["show"], "the following arguments are required: runs"),
+        (["probe"], "the following arguments are required: run"),
+        (["probe", "x", "--protocol", "clan"], "wanted one of 'clean', 'paper'; given clan"),
+        ([], "wanted a command, one of: pretrain"),
+        (["prtrain"], "invalid choice: 'prtrain'"),
+    ],
+    ids=str,
+)
+def test_wrong_words(words, message, capsys):
+    assert message in ncssl(*words, code=2, capsys=capsys).err
+
+
+def test_an_unknown_setting_in_a_file_is_named(tmp_path, capsys):
+    (tmp_path / "c.yaml").write_text("vews: 3\n")
+    error = ncssl("pretrain", "--config", tmp_path / "c.yaml", code=2, capsys=capsys).err
+    assert "unknown setting 'vews' (did you mean 'views'?)" in error
+
+
+def test_unlabelled_images_train_but_cannot_be_probed(tmp_path, capsys):
+    photos = as_folder(tmp_path / "photos", {f"{i}.jpg": picture(i, (16, 16)) for i in range(16)})
+    ncssl("pretrain", "--data", photos, "--out", tmp_path / "run", *FAST, capsys=capsys)
+    assert "no 'test' images" in ncssl("probe", tmp_path / "run", code=2, capsys=capsys).err
+
+
+def test_every_flag_has_its_help(capsys):
+    with pytest.raises(SystemExit):
+        main(["pretrain", "--help"])
+    text = capsys.readouterr().out
+    assert "--off-diagonal" not in text
+    from dataclasses import fields
+
+    from ncssl_core import PretrainConfig
+
+    for field in fields(PretrainConfig):
+        assert f"--{field.name.replace('_', '-')}" in text
+
+
+def test_the_module_is_the_command_and_static_means_silent(folder, tmp_path):
+    command = [sys.executable, "-m", "ncssl_core", "pretrain", "--data", folder, "--out", tmp_path / "run", *FAST]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
+    assert done.stderr == ""
+    assert json.loads((tmp_path / "run" / "record.json").read_text())["schema"] == 1
+
+
+def test_progress_is_shown_otherwise(folder, tmp_path, monkeypatch):
+    env = {k: v for k, v in os.environ.items() if k != "NCSSL_STATIC"}
+    command = [sys.executable, "-m", "ncssl_core", "pretrain", "--data", folder, "--out", tmp_path / "run", *FAST]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
+    assert "img/s" in done.stderr
+    assert "on_diagonal=" in done.stderr

@@ -1,0 +1,59 @@
+"""The package's face, and that its rooms keep apart."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ncssl_core
+
+PACKAGE = Path(ncssl_core.__file__).parent
+FLOORS = [  # a room imports only from floors above it in this list
+    {"base"},
+    {"losses", "augment", "datasets", "models", "spectra", "records", "shapes", "watch"},
+    {"probe", "pretrain", "figures"},
+    {"cli"},
+    {"__main__"},
+]
+MAY = {("datasets", "shapes")}  # the embedded set is one of the sets
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "ncssl_core":
+            yield from [node.module.split(".")[1]] if "." in node.module else [a.name for a in node.names]
+
+
+def test_rooms_import_only_from_rooms_below():
+    floor = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
+    for path in PACKAGE.glob("*.py"):
+        if path.stem == "__init__":
+            continue
+        for other in imports(path):
+            if other != "__version__":
+                assert floor[other] < floor[path.stem] or (path.stem, other) in MAY, f"{path.stem} imports {other}"
+
+
+def test_public_names_are_there_and_a_wrong_one_lists_them():
+    for name in ncssl_core.__all__:
+        assert getattr(ncssl_core, name) is not None
+    rooms = {path.stem for path in PACKAGE.glob("*.py")}
+    assert not rooms & set(ncssl_core.__all__)  # a room's name would hide the public name once it is imported
+    assert set(ncssl_core.__all__) == set(dir(ncssl_core))
+    with pytest.raises(AttributeError, match="it has: .*BarlowTwinsLoss"):
+        ncssl_core.barlow
+
+
+@pytest.mark.parametrize("module", ["ncssl_core", "ncssl_core.records"])
+def test_the_face_needs_no_torch(module):
+    code = f"import sys; import {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_public_functions_and_classes_have_docstrings():
+    for path in PACKAGE.glob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                assert ast.get_docstring(node), f"{path.name}: {node.name}"
