@@ -197,7 +197,7 @@ def test_a_recipe_may_change_a_named_one():
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        ("cifra", "did you mean 'cifar'.*byol, cifar, stl"),
+        ("cifra", "did you mean 'cifar'.*byol, cifar, shapes, stl"),
         ({"grey": 0.1}, "unknown key in recipe 'grey'.*'gray'"),
         ({"gray": 1.5}, "gray is a probability"),
         ({"scale": [0.5, 0.1]}, "scale is a range"),
