@@ -233,7 +233,7 @@ def memory(data: str, quick: bool) -> None:
         return
     load(data)  # decoded and cached before, as in a second run
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-c", MEMORY, data, "0.05" if quick else "0.2", f"{folder}/run"]
+        command = [sys.executable, "-c", MEMORY, data, "0.05" if quick else "1", f"{folder}/run"]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     row("anonymous memory of training, tiny, 2 x 256 views", int(done.stdout) / 2**30, "GiB", "< 2.5")
 

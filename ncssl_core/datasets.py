@@ -89,6 +89,8 @@ class Images:
         """
         if not 0 <= count < len(self):
             raise InputError(f"cannot hold out {count} of {len(self)} images for validation")
+        if count == 0:
+            return self, self[:0]
         order = _permutation(len(self), seed)
         return self[order[count:].sort()[0]], self[order[:count].sort()[0]]
 
