@@ -116,6 +116,39 @@ def augmentation(name: str, side: int, size: int, quick: bool) -> None:
     rates(f"views, {name} {side} to {size}", seconds, count, {"lightly, 2 workers": ">= 8", "kornia": ">= 4"})
 
 
+def views(quick: bool) -> None:
+    """Views of both image sizes, whole and the crop alone."""
+    for recipe, side, size in (("cifar", 32, 32), ("stl", 96, 64)):
+        augmentation(recipe, side, size, quick)
+        crops(side, size, recipe, quick)
+
+
+def crops(side: int, size: int, recipe: str, quick: bool) -> None:
+    """The crop alone, as a bag of rows: ours over the same weights as dense matrices, and over a call a sample."""
+    from ncssl_core import augment as room
+
+    images = torch.rand(3, 128, side, side)
+    multiview = MultiView(size, 2, recipe)
+    p = multiview.sample(images.transpose(0, 1))
+    taps = room._taps(p, (side, side), size)
+    dense = torch.zeros(2, 2, 128, size, side).scatter_add_(-1, taps.pixels.long(), taps.weights)
+
+    def by_matrices() -> None:
+        for plane in images:
+            _ = dense[1] @ plane @ dense[0].mT
+
+    def by_sample() -> None:
+        for view in range(2):
+            for n in range(128):
+                q = p[view, n]
+                top, left, height, width = (int(v) for v in (q.top, q.left, q.height, q.width))
+                box = images[:, n : n + 1, top : top + height, left : left + width].transpose(0, 1)
+                nn.functional.interpolate(box, (size, size), mode="bilinear", antialias=True)
+
+    jobs = {"ours": lambda: room._crop(images.mT, taps), "matrices": by_matrices, "a call a sample": by_sample}
+    rates(f"crop alone, {side} to {size}", alternate(jobs, 3 if quick else 9), dict.fromkeys(jobs, 256), {})
+
+
 # ---- loss -------------------------------------------------------------------------------------------------------
 
 
@@ -267,7 +300,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results")
     args = parser.parse_args()
     parts: dict[str, Callable[[], None]] = {
-        "views": lambda: [augmentation(*a, args.quick) for a in (("cifar", 32, 32), ("stl", 96, 64))],  # type: ignore[dict-item, misc]
+        "views": lambda: views(args.quick),
         "loss": lambda: losses(args.quick),
         "step": lambda: training_step(args.data, args.quick),
         "probe": lambda: probing(args.data, args.quick),

@@ -262,8 +262,10 @@ def _draw(
         return torch.empty((*shape, *more), device=device).uniform_(low, high, generator=generator)
 
     def happens(probability: float | tuple[float, ...]) -> Tensor:
-        p = torch.tensor(probability, device=device).reshape(-1)
-        return uniform(0, 1) < p.repeat(-(-shape[0] // len(p)))[: shape[0], None]
+        coins = uniform(0, 1)
+        if not isinstance(probability, tuple):
+            return coins < probability
+        return torch.stack([view < probability[v % len(probability)] for v, view in enumerate(coins)])
 
     top, left, height, width = _draw_boxes(recipe, uniform, image)
     jittered = happens(recipe.jitter)
@@ -286,8 +288,7 @@ def _draw_boxes(recipe: Recipe, uniform: Any, image: tuple[int, int]) -> tuple[T
     """torchvision's RandomResizedCrop: the first of ten tries that fits, else the largest central box."""
     rows, columns = image
     area = uniform(*recipe.scale, 10) * (rows * columns)
-    low, high = (torch.tensor(r).log().item() for r in recipe.ratio)
-    ratio = uniform(low, high, 10).exp()
+    ratio = uniform(*map(math.log, recipe.ratio), 10).exp()
     widths, heights = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
     fits = (widths > 0) & (widths <= columns) & (heights > 0) & (heights <= rows)
     first = fits.float().argmax(-1, keepdim=True)
@@ -303,7 +304,7 @@ def _draw_boxes(recipe: Recipe, uniform: Any, image: tuple[int, int]) -> tuple[T
 
 
 # ---- applying, on planes (3, views, batch, H, W); a sample's factor is (views, batch, 1, 1) ----------------------
-# On a CPU `where` and everything boolean run ten times slower than arithmetic; hence lerp, copysign and products below.
+# On a CPU `where` and everything boolean run many times slower than arithmetic; hence lerp, copysign and products below.
 
 
 class _Taps(NamedTuple):

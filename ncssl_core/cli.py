@@ -18,7 +18,8 @@ from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
 from ncssl_core import __version__
 from ncssl_core.base import InputError, RunStopped, unknown_name, write_atomically
-from ncssl_core.pretrain import PretrainConfig, Run, load_run, pretrain, read_config, untrained_backbone
+from ncssl_core.config import PretrainConfig, read_config
+from ncssl_core.pretrain import Run, load_run, pretrain, untrained_backbone
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -174,13 +174,11 @@ def batches(
 
     Images that lie on `device` are gathered there; others are copied over a batch at a time.
     """
-    order = _permutation(len(images), seed * 1_000_003 + epoch + 1)
+    order = _permutation(len(images), seed * 1_000_003 + epoch + 1).to(images.device)
     for start in range(first * batch, len(images) - batch + 1, batch):
-        chosen = order[start : start + batch]
-        if images.device == device:
-            yield images[chosen.to(device, non_blocking=True)]
-        else:
-            yield images[chosen].pin_memory().to(device, non_blocking=True)
+        part = images[order[start : start + batch]]
+        streamed = part.device.type != device.type
+        yield part.pin_memory().to(device, non_blocking=True) if streamed else part
 
 
 def place(images: UInt8[Tensor, "n 3 h w"], device: torch.device, reserve: float = 0.5) -> Tensor:
@@ -455,11 +453,11 @@ def _fingerprint(folder: Path) -> str:
     listing = hashlib.sha256(str(folder.resolve()).encode())
     for here, inner, files in os.walk(folder, followlinks=True):
         inner.sort()
+        listing.update(repr((here, inner)).encode())
         for file in sorted(files):
-            stat = os.stat(os.path.join(here, file), follow_symlinks=True) if os.path.exists(
-                os.path.join(here, file)) else None  # fmt: skip
-            listing.update(f"{here}/{file}:{stat and (stat.st_size, stat.st_mtime_ns)};".encode())
-        listing.update(f"{here}:{inner};".encode())
+            path = Path(here, file)
+            stat = path.stat() if path.exists() else None  # a dangling link has none
+            listing.update(repr((file, stat and (stat.st_size, stat.st_mtime_ns))).encode())
     return listing.hexdigest()
 
 

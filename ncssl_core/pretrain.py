@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import math
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import yaml
@@ -29,124 +29,13 @@ from torch import Tensor, nn
 from ncssl_core import records
 from ncssl_core.augment import RECIPES, MultiView, Recipe
 from ncssl_core.base import InputError, RunStopped, write_atomically
+from ncssl_core.config import PretrainConfig, read_config
 from ncssl_core.datasets import DataSet, Images, batches, load, place
-from ncssl_core.losses import BarlowTwinsLoss, Pairing, VICRegLoss
-from ncssl_core.models import Projector, Stem, build_backbone, feature_dim
+from ncssl_core.models import Projector, build_backbone, feature_dim
 from ncssl_core.watch import Log, Signals, lines_of
 
 Evaluate = Callable[[nn.Module, "Run"], dict[str, float]]
 _MAY_DIFFER = {"device", "root", "download", "checkpoint_every", "log_every", "out"}  # on resuming
-
-
-@dataclass(frozen=True)
-class PretrainConfig:
-    """Settings of a pretraining run.
-
-    Args:
-        data: "synthetic", "cifar10", "stl10", a folder of images, or a .tar, .tar.xz or .zip of one.
-        root: Folder where torchvision's sets lie.
-        download: Let torchvision fetch a missing set.
-        image_size: Resize the shorter side to this many pixels and crop the centre; needed where sizes differ.
-        skip_unreadable: Leave out images that cannot be decoded, instead of stopping.
-        fraction: Share of the images to pretrain on.
-        validation: Training images held out of everything, to choose hyper-parameters on.
-        backbone: "tiny" or a torchvision ResNet: resnet18, resnet34, resnet50, ...
-        stem: "small" for images of 32 to 96 pixels, "imagenet" for larger ones.
-        dim: Features of the embedding, which the loss sees.
-        hidden: Width of the projector; dim if not given.
-        layers: Linear layers of the projector.
-        loss: "barlow_twins" or "vicreg".
-        kappa: Barlow Twins' off-diagonal weight times dim; keeps its effect when dim changes.
-        lambd: Barlow Twins' off-diagonal weight itself; if given, kappa is not used.
-        pairing: How Barlow Twins pairs more than two views.
-        sim_coeff: VICReg's weight of invariance.
-        std_coeff: VICReg's weight of variance.
-        cov_coeff: VICReg's weight of covariance.
-        views: Views of each image in a step.
-        recipe: Augmentation: "cifar", "stl", "byol", "shapes", or changes to one, as {base: stl, gray: 0.2}; "auto" is
-            "shapes" for the synthetic set, else "stl" for views of 64 pixels or more and "cifar" for smaller ones.
-        size: Side of the views in pixels; the images' height if not given.
-        epochs: Passes over the images.
-        batch: Images in a step; each gives `views` views.
-        optimizer: "adam" (the paper's) or "sgd" (momentum 0.9).
-        lr: Learning rate, at its highest.
-        weight_decay: Added to the gradient, times the weights.
-        schedule: "constant" (the paper's) or "cosine" down to zero.
-        warmup: Epochs of linear warm-up before it.
-        precision: "auto": bf16 where the GPU has it, else fp16 with loss scaling; fp32 without a GPU.
-        compile: Compile the model with torch.compile: a minute or more at the start, faster steps after.
-        device: "auto", "cpu", "cuda", "cuda:1", ...
-        seed: Of the weights, the order and the views.
-        probe_every: Epochs between probes on the validation images; 0 for none.
-        checkpoint_every: Epochs between checkpoints.
-        log_every: Steps between lines of metrics.jsonl.
-        out: The run's folder; named after the settings, under runs/, if not given.
-    """
-
-    data: str = "synthetic"
-    root: str = "data"
-    download: bool = False
-    image_size: int | None = None
-    skip_unreadable: bool = False
-    fraction: float = 1.0
-    validation: int = 0
-    backbone: str = "tiny"
-    stem: Stem = "small"
-    dim: int = 256
-    hidden: int | None = None
-    layers: int = 2
-    loss: Literal["barlow_twins", "vicreg"] = "barlow_twins"
-    kappa: float = 5.12
-    lambd: float | None = None
-    pairing: Pairing = "leave-one-out"
-    sim_coeff: float = 25.0
-    std_coeff: float = 25.0
-    cov_coeff: float = 1.0
-    views: int = 2
-    recipe: str | dict[str, Any] = "auto"
-    size: int | None = None
-    epochs: int = 10
-    batch: int = 256
-    optimizer: Literal["adam", "sgd"] = "adam"
-    lr: float = 1e-3
-    weight_decay: float = 1e-6
-    schedule: Literal["constant", "cosine"] = "constant"
-    warmup: int = 0
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    compile: bool = False
-    device: str = "auto"
-    seed: int = 0
-    probe_every: int = 0
-    checkpoint_every: int = 1
-    log_every: int = 10
-    out: str | None = None
-
-    def __post_init__(self) -> None:
-        least = {"dim": 1, "layers": 1, "views": 2, "epochs": 1, "batch": 2, "checkpoint_every": 1, "log_every": 1,
-                 "warmup": 0, "probe_every": 0, "validation": 0, "seed": 0, "lr": 0, "weight_decay": 0}  # fmt: skip
-        for name, low in least.items():
-            if not low <= getattr(self, name) < math.inf:
-                raise InputError(f"{name} is at least {low}; given {getattr(self, name)}")
-        if self.size is not None and self.size < 8:
-            raise InputError(f"size is at least 8 pixels; given {self.size}")
-        if self.probe_every and not self.validation:
-            raise InputError("probe_every wants images to probe on: give validation, e.g. 5000 of CIFAR-10's 50,000")
-        if self.recipe != "auto":
-            Recipe.named(self.recipe)
-        self.build_loss()
-
-    def build_loss(self) -> BarlowTwinsLoss | VICRegLoss:
-        """The loss that these settings name."""
-        if self.loss == "vicreg":
-            return VICRegLoss(self.sim_coeff, self.std_coeff, self.cov_coeff)
-        kappa = self.kappa if self.lambd is None else None
-        return BarlowTwinsLoss(lambd=self.lambd, kappa=kappa, pairing=self.pairing)
-
-    @property
-    def folder(self) -> Path:
-        """The run's folder."""
-        stem = Path(self.data).name.split(".")[0]
-        return Path(self.out or f"runs/{stem}-{self.loss}-d{self.dim}-m{self.views}-seed{self.seed}")
 
 
 @dataclass
@@ -172,7 +61,7 @@ class Run:
             return Recipe.named(self.config.recipe)
         return RECIPES["shapes" if self.data.name == "synthetic" else "stl" if self.size >= 64 else "cifar"]
 
-    @property
+    @cached_property
     def splits(self) -> tuple[Images, Images, Images]:
         """(images to pretrain on, the labelled training images, those held out of both for validation)."""
         train, validation = self.data["train"].hold_out(self.config.validation, self.config.seed)
@@ -203,8 +92,10 @@ def pretrain(
     device = pick_device(config.device)
     folder = config.folder
     checkpoint = _prepare(folder, config, resume)
-    model = backbone or build_backbone(_seeded(config).backbone, config.stem)
-    data = data or load(config.data, config.root, config.image_size, config.download, config.skip_unreadable)
+    torch.manual_seed(config.seed)
+    model = build_backbone(config.backbone, config.stem) if backbone is None else backbone
+    if data is None:
+        data = load(config.data, config.root, config.image_size, config.download, config.skip_unreadable)
     run = Run(config, folder, model, data, device)
     pool = run.splits[0]
     if config.batch > len(pool):
@@ -232,7 +123,7 @@ class _Training:
         self.precision = _precision(config, self.device)
         self.optimizer = _optimizer(config, self.encoder)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
-        self.epoch = self.batch = self.step = 0
+        self.epoch = self.batch = self.step = self.startup_steps = 0
         self.seconds = self.evaluation = self.startup = 0.0
         if self.device.type == "cuda":
             torch.backends.cudnn.benchmark = True
@@ -247,16 +138,17 @@ class _Training:
 
     def run_epochs(self, images: Tensor, signals: Signals, evaluate: Evaluate | None) -> None:
         """The loop: epochs of steps, with a look at the signals after each step and a checkpoint every few epochs."""
-        config = self.config
+        config, compiling = self.config, self.config.compile
         self.encoder.train()
         while self.epoch < config.epochs:
             started = time.perf_counter() - self.seconds
             for batch in batches(images, config.batch, self.device, config.seed, self.epoch, self.batch):
                 lr, terms = self.lr(), self.take_step(batch)
                 self.step, self.batch = self.step + 1, self.batch + 1
-                if self.step == 1 and config.compile:
+                if compiling:  # the first step of this process waits for the compiler
                     self._synchronise()
-                    self.startup = time.perf_counter() - started
+                    self.startup += time.perf_counter() - started - self.seconds
+                    self.startup_steps, compiling = self.startup_steps + 1, False
                 last = self.batch == self.steps_per_epoch
                 if self.step % config.log_every == 0 or last:
                     self.seconds = time.perf_counter() - started
@@ -349,7 +241,7 @@ class _Training:
             torch.cuda.synchronize(self.device)
 
 
-_PLACE = ("epoch", "batch", "step", "seconds", "evaluation", "startup")
+_PLACE = ("epoch", "batch", "step", "seconds", "evaluation", "startup", "startup_steps")
 
 
 # ---- before and after -------------------------------------------------------------------------------------------
@@ -392,14 +284,10 @@ def _optimizer(config: PretrainConfig, encoder: nn.Module) -> torch.optim.Optimi
     return torch.optim.SGD(parameters, config.lr, momentum=0.9, weight_decay=config.weight_decay, fused=True)
 
 
-def _seeded(config: PretrainConfig) -> PretrainConfig:
-    torch.manual_seed(config.seed)
-    return config
-
-
 def untrained_backbone(config: PretrainConfig) -> nn.Module:
     """The backbone as the run had it before its first step."""
-    return build_backbone(_seeded(config).backbone, config.stem)
+    torch.manual_seed(config.seed)
+    return build_backbone(config.backbone, config.stem)
 
 
 def _prepare(folder: Path, config: PretrainConfig, resume: bool) -> dict[str, Any] | None:
@@ -435,21 +323,6 @@ def _read_checkpoint(path: Path) -> dict[str, Any] | None:
     return state
 
 
-def read_config(folder: str | Path) -> PretrainConfig:
-    """The settings of a run, from its folder.
-
-    Raises:
-        InputError: there are none, or they are not settings.
-    """
-    path = Path(folder) / "config.yaml"
-    try:
-        return replace(PretrainConfig(**yaml.safe_load(path.read_text(encoding="utf-8"))), out=str(folder))
-    except FileNotFoundError:
-        raise InputError(f"no run in {folder}: wanted a folder that `ncssl pretrain --out` made") from None
-    except (yaml.YAMLError, TypeError) as error:
-        raise InputError(f"{path} is no run's configuration: {error}") from error
-
-
 def load_run(folder: str | Path, device: str = "auto", data: DataSet | None = None) -> Run:
     """A finished run from its folder, with its trained backbone and its images.
 
@@ -479,7 +352,7 @@ def _finish(training: _Training, pool: Images) -> Run:
     weights = {k: v.contiguous() for k, v in run.backbone.state_dict().items()}
     write_atomically(run.folder / "backbone.safetensors", lambda p: save_file(weights, p))
     epochs = training.seconds - training.startup
-    images = max(training.step - bool(training.startup), 1) * config.batch
+    images = max(training.step - training.startup_steps, 1) * config.batch
     cuda = device.type == "cuda"
     record = {
         "config": asdict(config),
@@ -504,7 +377,11 @@ def _finish(training: _Training, pool: Images) -> Run:
     return run
 
 
-def _peak_host_memory() -> int:
+def _peak_host_memory() -> int | None:
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ncssl_core import BarlowTwinsLoss, MultiView, VICRegLoss, linear_probe
-from ncssl_core.pretrain import pretrain
+from ncssl_core import BarlowTwinsLoss, MultiView, VICRegLoss, build_backbone, linear_probe
+from ncssl_core.datasets import batches, place
+from ncssl_core.pretrain import Run, _Training, pretrain
 
 pytestmark = [
     pytest.mark.gpu,
@@ -56,3 +57,30 @@ def test_the_probe_gives_the_same_on_both_devices():
     data = (x[:1500], y[:1500], x[1500:], y[1500:])
     on_gpu = linear_probe(*(t.cuda() for t in data))["accuracy"]
     assert on_gpu == pytest.approx(linear_probe(*data)["accuracy"], abs=1.0)
+
+
+def test_images_that_do_not_fit_are_streamed_and_said_so(shapes, capsys):
+    images, device = shapes["train"].images, torch.device("cuda", 0)
+    resident, streamed = place(images, device), place(images, device, reserve=0.0)
+    assert resident.is_cuda
+    assert not streamed.is_cuda
+    assert "stay in host memory" in capsys.readouterr().err
+    for a, b in zip(batches(resident, 64, device, 0, 0), batches(streamed, 64, device, 0, 0), strict=True):
+        assert a.is_cuda
+        assert torch.equal(a, b)
+
+
+def test_a_step_never_waits_for_the_device(config, shapes):
+    """Views, forward, backward and optimiser only queue work; a synchronising call raises here."""
+    run = Run(replace(config, device="cuda"), config.folder, build_backbone("tiny"), shapes, torch.device("cuda", 0))
+    training = _Training(run, None, None)
+    images = next(batches(place(run.splits[0].images, run.device), 64, run.device, 0, 0))
+    training.take_step(images)  # the first call allocates and picks kernels
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        terms = training.take_step(images)
+        training.log.add(1, 0, 0.0, 0.1, terms)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    training.log.flush()
+    assert len((config.folder / "metrics.jsonl").read_text().splitlines()) == 1

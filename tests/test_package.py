@@ -13,7 +13,8 @@ PACKAGE = Path(ncssl_core.__file__).parent
 FLOORS = [  # a room imports only from floors above it in this list
     {"base"},
     {"losses", "augment", "datasets", "models", "spectra", "records", "shapes", "watch"},
-    {"probe", "pretrain", "figures"},
+    {"config", "probe", "figures"},
+    {"pretrain"},
     {"cli"},
     {"__main__"},
 ]

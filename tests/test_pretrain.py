@@ -11,9 +11,10 @@ from torch import nn
 from ncssl_core import InputError, RunStopped, build_backbone, load_run, records
 from ncssl_core.augment import RECIPES, MultiView
 from ncssl_core.base import write_atomically
+from ncssl_core.config import read_config
 from ncssl_core.datasets import batches
 from ncssl_core.models import Projector
-from ncssl_core.pretrain import pretrain, read_config, untrained_backbone
+from ncssl_core.pretrain import pretrain, untrained_backbone
 
 
 def read_lines(folder):

@@ -1,0 +1,141 @@
+"""The settings of a run: one dataclass, which the command line, the YAML files and the records share."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from ncssl_core.augment import Recipe
+from ncssl_core.base import InputError
+from ncssl_core.losses import BarlowTwinsLoss, Pairing, VICRegLoss
+from ncssl_core.models import Stem
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Settings of a pretraining run.
+
+    Args:
+        data: "synthetic", "cifar10", "stl10", a folder of images, or a .tar, .tar.xz or .zip of one.
+        root: Folder where torchvision's sets lie.
+        download: Let torchvision fetch a missing set.
+        image_size: Resize the shorter side to this many pixels and crop the centre; needed where sizes differ.
+        skip_unreadable: Leave out images that cannot be decoded, instead of stopping.
+        fraction: Share of the images to pretrain on.
+        validation: Training images held out of everything, to choose hyper-parameters on.
+        backbone: "tiny" or a torchvision ResNet: resnet18, resnet34, resnet50, ...
+        stem: "small" for images of 32 to 96 pixels, "imagenet" for larger ones.
+        dim: Features of the embedding, which the loss sees.
+        hidden: Width of the projector; dim if not given.
+        layers: Linear layers of the projector.
+        loss: "barlow_twins" or "vicreg".
+        kappa: Barlow Twins' off-diagonal weight times dim; keeps its effect when dim changes.
+        lambd: Barlow Twins' off-diagonal weight itself; if given, kappa is not used.
+        pairing: How Barlow Twins pairs more than two views.
+        sim_coeff: VICReg's weight of invariance.
+        std_coeff: VICReg's weight of variance.
+        cov_coeff: VICReg's weight of covariance.
+        views: Views of each image in a step.
+        recipe: Augmentation: "cifar", "stl", "byol", "shapes", or changes to one, as {base: stl, gray: 0.2}; "auto" is
+            "shapes" for the synthetic set, else "stl" for views of 64 pixels or more and "cifar" for smaller ones.
+        size: Side of the views in pixels; the images' height if not given.
+        epochs: Passes over the images.
+        batch: Images in a step; each gives `views` views.
+        optimizer: "adam" (the paper's) or "sgd" (momentum 0.9).
+        lr: Learning rate, at its highest.
+        weight_decay: Added to the gradient, times the weights.
+        schedule: "constant" (the paper's) or "cosine" down to zero.
+        warmup: Epochs of linear warm-up before it.
+        precision: "auto": bf16 where the GPU has it, else fp16 with loss scaling; fp32 without a GPU.
+        compile: Compile the model with torch.compile: a minute or more at the start, faster steps after.
+        device: "auto", "cpu", "cuda", "cuda:1", ...
+        seed: Of the weights, the order and the views.
+        probe_every: Epochs between probes on the validation images; 0 for none.
+        checkpoint_every: Epochs between checkpoints.
+        log_every: Steps between lines of metrics.jsonl.
+        out: The run's folder; named after the settings, under runs/, if not given.
+    """
+
+    data: str = "synthetic"
+    root: str = "data"
+    download: bool = False
+    image_size: int | None = None
+    skip_unreadable: bool = False
+    fraction: float = 1.0
+    validation: int = 0
+    backbone: str = "tiny"
+    stem: Stem = "small"
+    dim: int = 256
+    hidden: int | None = None
+    layers: int = 2
+    loss: Literal["barlow_twins", "vicreg"] = "barlow_twins"
+    kappa: float = 5.12
+    lambd: float | None = None
+    pairing: Pairing = "leave-one-out"
+    sim_coeff: float = 25.0
+    std_coeff: float = 25.0
+    cov_coeff: float = 1.0
+    views: int = 2
+    recipe: str | dict[str, Any] = "auto"
+    size: int | None = None
+    epochs: int = 10
+    batch: int = 256
+    optimizer: Literal["adam", "sgd"] = "adam"
+    lr: float = 1e-3
+    weight_decay: float = 1e-6
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup: int = 0
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    compile: bool = False
+    device: str = "auto"
+    seed: int = 0
+    probe_every: int = 0
+    checkpoint_every: int = 1
+    log_every: int = 10
+    out: str | None = None
+
+    def __post_init__(self) -> None:
+        least = {"dim": 1, "layers": 1, "views": 2, "epochs": 1, "batch": 2, "checkpoint_every": 1, "log_every": 1,
+                 "warmup": 0, "probe_every": 0, "validation": 0, "seed": 0, "lr": 0, "weight_decay": 0}  # fmt: skip
+        for name, low in least.items():
+            if not low <= getattr(self, name) < math.inf:
+                raise InputError(f"{name} is at least {low}; given {getattr(self, name)}")
+        if self.size is not None and self.size < 8:
+            raise InputError(f"size is at least 8 pixels; given {self.size}")
+        if self.probe_every and not self.validation:
+            raise InputError("probe_every wants images to probe on: give validation, e.g. 5000 of CIFAR-10's 50,000")
+        if self.recipe != "auto":
+            Recipe.named(self.recipe)
+        self.build_loss()
+
+    def build_loss(self) -> BarlowTwinsLoss | VICRegLoss:
+        """The loss that these settings name."""
+        if self.loss == "vicreg":
+            return VICRegLoss(self.sim_coeff, self.std_coeff, self.cov_coeff)
+        kappa = self.kappa if self.lambd is None else None
+        return BarlowTwinsLoss(lambd=self.lambd, kappa=kappa, pairing=self.pairing)
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        stem = Path(self.data).name.split(".")[0]
+        return Path(self.out or f"runs/{stem}-{self.loss}-d{self.dim}-m{self.views}-seed{self.seed}")
+
+
+def read_config(folder: str | Path) -> PretrainConfig:
+    """The settings of a run, from its folder.
+
+    Raises:
+        InputError: there are none, or they are not settings.
+    """
+    path = Path(folder) / "config.yaml"
+    try:
+        return replace(PretrainConfig(**yaml.safe_load(path.read_text(encoding="utf-8"))), out=str(folder))
+    except FileNotFoundError:
+        raise InputError(f"no run in {folder}: wanted a folder that `ncssl pretrain --out` made") from None
+    except (yaml.YAMLError, TypeError) as error:
+        raise InputError(f"{path} is no run's configuration: {error}") from error
