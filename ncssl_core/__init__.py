@@ -1,6 +1,6 @@
 """Non-contrastive self-supervised learning: losses, views, a training loop, probes and records.
 
-Public names are imported on first use, so that `import ncssl_core` and its numpy-only parts need no torch.
+Public names are imported on first use, so that `import ncssl_core` alone does not load torch.
 """
 
 from __future__ import annotations

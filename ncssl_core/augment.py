@@ -55,6 +55,10 @@ class Recipe:
     std: tuple[float, float, float] = (0.2470, 0.2435, 0.2616)
 
     def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if not all(isinstance(v, int | float) for v in (value if isinstance(value, tuple) else (value,))):
+                raise InputError(f"recipe: {f.name} is a number or a list of numbers; given {value!r}")
         for name in ("flip", "jitter", "gray", "blur", "solarize"):
             value = getattr(self, name)
             if not all(0 <= p <= 1 for p in (value if isinstance(value, tuple) else (value,))):
@@ -84,6 +88,8 @@ class Recipe:
             if recipe not in RECIPES:
                 raise unknown_name("recipe", recipe, RECIPES)
             return RECIPES[recipe]
+        if not isinstance(recipe.get("base", "cifar"), str):
+            raise InputError(f"recipe: base is a recipe's name, one of {', '.join(RECIPES)}; given {recipe['base']!r}")
         changes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in recipe.items() if k != "base"}
         known = [f.name for f in fields(cls)]
         for key in changes:
@@ -304,7 +310,7 @@ def _draw_boxes(recipe: Recipe, uniform: Any, image: tuple[int, int]) -> tuple[T
 
 
 # ---- applying, on planes (3, views, batch, H, W); a sample's factor is (views, batch, 1, 1) ----------------------
-# On a CPU `where` and everything boolean run many times slower than arithmetic; hence lerp, copysign and products below.
+# On a CPU `where` and everything boolean run far slower than arithmetic; hence lerp, copysign and products below.
 
 
 class _Taps(NamedTuple):

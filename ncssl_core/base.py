@@ -8,6 +8,8 @@ from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 
 class InputError(ValueError):
     """What the user gave cannot be used; the message is one sentence: what was given, what is wanted.
@@ -49,11 +51,19 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
-        with open(temporary, "rb") as file:
+        with open(temporary, "r+b") as file:
             os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())  # safetensors' files are for their owner alone
         os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch's and safetensors' own for a full disk
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise InputError(f"cannot write {path}: {reason}") from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -109,7 +109,9 @@ def _settings_of_resumed_run(given: list[str]) -> dict[str, Any]:
     outs = [g.partition("=")[2] or "".join(given[i + 1 : i + 2]) for i, g in enumerate(given)
             if g.split("=")[0] == "--out"]  # fmt: skip
     if not outs or not (Path(outs[-1]) / "config.yaml").exists():
-        return {}
+        if any(g.startswith(("--data", "--config")) for g in given):
+            return {}  # nothing to go on from: a new run
+        raise InputError(f"no run to go on with in {outs[-1] if outs else 'any --out'}; with --data it would start one")
     before = read_config(outs[-1])
     return {f.name: getattr(before, f.name) for f in fields(before)}
 
@@ -193,7 +195,12 @@ def probe_run(
 
 
 def embed_run(
-    run: str, data: str | None = None, out: str = "features.npz", image_size: int | None = None, device: str = "auto"
+    run: str,
+    data: str | None = None,
+    out: str = "features.npz",
+    image_size: int | None = None,
+    skip_unreadable: bool = False,
+    device: str = "auto",
 ) -> None:
     """Write the representation of every image of a set to an .npz file: features, labels and file names, by split.
 
@@ -202,6 +209,7 @@ def embed_run(
         data: A set of images, as for pretrain; the run's own if not given.
         out: The file to write.
         image_size: Resize the shorter side to this many pixels and crop the centre.
+        skip_unreadable: Leave out images that cannot be decoded, instead of stopping.
         device: "auto", "cpu", "cuda", ...
     """
     import numpy as np
@@ -210,7 +218,7 @@ def embed_run(
     from ncssl_core.probe import extract_features
 
     path = Path(out) if out.endswith(".npz") else Path(out + ".npz")
-    other = load(data, image_size=image_size) if data is not None else None
+    other = load(data, image_size=image_size, skip_unreadable=skip_unreadable) if data is not None else None
     loaded = load_run(run, device, other)
     size = int(loaded.record["size"])
     arrays: dict[str, Any] = {"classes": np.array(loaded.data.classes)}
@@ -241,7 +249,8 @@ def show_runs(runs: list[str], png: str | None = None) -> None:
 
     frame = records.table(runs)
     print(frame.dropna(axis=1, how="all").round(2).to_string(index=False))
-    path = Path(png) if png else Path(runs[0]) / "curves.png"
+    first = Path(runs[0])
+    path = Path(png) if png else (first if first.is_dir() else first.parent) / "curves.png"
     figures.save(figures.curves(frame.attrs["records"], list(frame["run"])), path)
     print(f"curves: {path}")
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -99,6 +100,10 @@ class PretrainConfig:
     out: str | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "data", str(self.data))  # a Path will do, too
+        object.__setattr__(self, "out", None if self.out is None else str(self.out))
+        if self.seed >= 2**32:
+            raise InputError(f"seed is less than 2^32; given {self.seed}")
         least = {"dim": 1, "layers": 1, "views": 2, "epochs": 1, "batch": 2, "checkpoint_every": 1, "log_every": 1,
                  "warmup": 0, "probe_every": 0, "validation": 0, "seed": 0, "lr": 0, "weight_decay": 0}  # fmt: skip
         for name, low in least.items():
@@ -118,6 +123,10 @@ class PretrainConfig:
             return VICRegLoss(self.sim_coeff, self.std_coeff, self.cov_coeff)
         kappa = self.kappa if self.lambd is None else None
         return BarlowTwinsLoss(lambd=self.lambd, kappa=kappa, pairing=self.pairing)
+
+    def plain(self) -> dict[str, Any]:
+        """The settings in JSON's own types, for a file or a record."""
+        return dict(json.loads(json.dumps(asdict(self))))
 
     @property
     def folder(self) -> Path:

@@ -251,7 +251,7 @@ def _entries(path: Path, folders: set[str]) -> Iterator[tuple[str, bytes]]:
     """(name, bytes) of every image file, `folders` filled with the names of folders seen. Nothing is unpacked."""
     if path.is_dir():
         for folder, inner, files in os.walk(path, followlinks=True):
-            inner.sort()
+            inner[:] = sorted(name for name in inner if not name.startswith("."))
             here = Path(folder).relative_to(path)
             folders.add(here.as_posix())
             for file in sorted(files):
@@ -314,9 +314,10 @@ def _arrange(found: dict[str, Any], folders: set[str]) -> tuple[tuple[str, ...],
     if not any(_relative(name, prefix)[0] == "train" for name in found):
         return (), {"train": _images(found, sorted(found))}
     groups: dict[str, dict[str, list[str]]] = {}
+    has_test = any(_relative(name, prefix)[0] == "test" for name in found)  # then val/ is somebody's own
     for name in sorted(found):
         top, *rest = _relative(name, prefix)
-        if top in _SPLITS:
+        if top in _SPLITS and not (top == "val" and has_test):
             label = rest[0] if len(rest) > 1 else ""
             groups.setdefault(_SPLITS[top], {}).setdefault(label, []).append(name)
     _check_classes(groups, {_relative(f, prefix) for f in folders})

@@ -14,7 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -100,8 +100,15 @@ def pretrain(
     pool = run.splits[0]
     if config.batch > len(pool):
         raise InputError(f"a batch of {config.batch} is more than the {len(pool)} images to pretrain on")
+    if evaluate and config.probe_every and run.data["train"].labels is None:
+        raise InputError("probe_every wants labelled images: train/<class>/ folders")
     training = _Training(run, checkpoint, backbone)
-    write_atomically(folder / "config.yaml", lambda p: p.write_text(yaml.safe_dump(asdict(config), sort_keys=False)))
+    if training.epoch >= config.epochs and (folder / "record.json").exists():  # resumed, but it was over
+        training.log.bar.close()
+        run.backbone.eval()
+        run.record = records.read(folder)
+        return run
+    write_atomically(folder / "config.yaml", lambda p: p.write_text(yaml.safe_dump(config.plain(), sort_keys=False)))
     with Signals() as signals, training.log:
         images = place(pool.images, device)
         training.run_epochs(images, signals, evaluate)
@@ -193,9 +200,10 @@ class _Training:
         return config.lr * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
     def save(self) -> None:
-        """Write the checkpoint, unless a weight is not finite."""
+        """Write the checkpoint, unless a weight or a running statistic is not finite."""
         self.log.flush()
-        if not all(bool(torch.isfinite(p).all()) for p in self.encoder.parameters()):
+        finite = torch.stack([v.isfinite().all() for v in self.encoder.state_dict().values()])
+        if not finite.all():
             raise self.log.not_finite(self.step, "a weight")
         state = {
             "encoder": self.encoder.state_dict(),
@@ -215,7 +223,8 @@ class _Training:
             self.optimizer.load_state_dict(checkpoint["optimizer"])
         except (RuntimeError, ValueError) as error:
             raise InputError(f"the checkpoint in {self.run.folder} is of another model: {error}") from error
-        self.scaler.load_state_dict(checkpoint["scaler"])
+        if self.scaler.is_enabled() and checkpoint["scaler"]:  # empty where the run had no need of one
+            self.scaler.load_state_dict(checkpoint["scaler"])
         torch.set_rng_state(checkpoint["random"])
         for name in _PLACE:
             setattr(self, name, checkpoint[name])
@@ -256,12 +265,13 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(name)
-        if device.type == "cuda" and device.index is None:
-            device = torch.device("cuda", torch.cuda.current_device())
-        torch.empty(1, device=device)
+        device = torch.empty(1, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"no device {name!r} here; --device auto picks one ({str(error).splitlines()[0]})") from error
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise InputError(f"a run wants a device of type cpu, cuda or mps; given {name!r}")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     return device
 
 
@@ -300,12 +310,12 @@ def _prepare(folder: Path, config: PretrainConfig, resume: bool) -> dict[str, An
         raise InputError(f"cannot write to {folder}: {existing} is not a folder that may be written to")
     if not held:
         return None
-    before = read_config(folder)
-    differing = {f.name for f in fields(config) if getattr(before, f.name) != getattr(config, f.name)} - _MAY_DIFFER
-    if before.schedule == "constant" and config.epochs > before.epochs:
+    before, now = read_config(folder).plain(), config.plain()
+    differing = {name for name in now if before[name] != now[name]} - _MAY_DIFFER
+    if before["schedule"] == "constant" and now["epochs"] > before["epochs"]:
         differing.discard("epochs")  # only a constant learning rate does not depend on the end
     if differing:
-        said = ", ".join(f"{n} {getattr(before, n)!r} (now {getattr(config, n)!r})" for n in sorted(differing))
+        said = ", ".join(f"{n} {before[n]!r} (now {now[n]!r})" for n in sorted(differing))
         raise InputError(f"{folder} was started with {said}; a resumed run keeps its settings")
     return _read_checkpoint(folder / "checkpoint.pt")
 
@@ -349,13 +359,13 @@ def load_run(folder: str | Path, device: str = "auto", data: DataSet | None = No
 def _finish(training: _Training, pool: Images) -> Run:
     run, config, device = training.run, training.config, training.device
     run.backbone.eval()
-    weights = {k: v.contiguous() for k, v in run.backbone.state_dict().items()}
+    weights = {k: v.clone(memory_format=torch.contiguous_format) for k, v in run.backbone.state_dict().items()}
     write_atomically(run.folder / "backbone.safetensors", lambda p: save_file(weights, p))
     epochs = training.seconds - training.startup
     images = max(training.step - training.startup_steps, 1) * config.batch
     cuda = device.type == "cuda"
     record = {
-        "config": asdict(config),
+        "config": config.plain(),
         "model": {"custom": training.custom, "features": training.features,
                   "parameters": sum(p.numel() for p in run.backbone.parameters())},
         "recipe": run.recipe.as_dict(),

@@ -1,8 +1,8 @@
 """How much a representation tells about labels it never saw: linear and nearest-neighbour probes.
 
-Features are extracted once, from clean images at the size the backbone was trained at, and standardised with the
-training features' statistics. Hyper-parameters are chosen on a split of the training features; the test images are
-read once.
+Features are extracted once, from clean images at the size the backbone was trained at; the linear probes standardise
+them with the training features' statistics. Hyper-parameters are chosen on a split of the training features; the test
+images are read once.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def extract_features(
     for step, part in enumerate(images.split(batch)):
         on_device = part.to(device)
         views = augment(on_device, step) if average_views else clean_view(on_device, size, recipe)[None]
-        features = backbone(views.flatten(0, 1).contiguous(memory_format=torch.channels_last)).float()
-        parts.append(features.unflatten(0, views.shape[:2]).mean(0))
+        features = [backbone(view.contiguous(memory_format=torch.channels_last)).float() for view in views]
+        parts.append(torch.stack(features).mean(0))
     backbone.train(training)
     return torch.cat(parts)
 

@@ -23,13 +23,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ncssl_core import __version__
 from ncssl_core.base import InputError, write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA = 1
-_REQUIRED = {"schema": int, "config": dict, "data": dict, "environment": dict, "time": dict, "curves": dict}
+_REQUIRED = {"schema": int, "config": dict, "model": dict, "recipe": dict, "size": int, "data": dict,
+             "environment": dict, "time": dict, "curves": dict}  # fmt: skip
 
 
 def write(path: Path, record: Mapping[str, Any]) -> None:
@@ -93,13 +95,14 @@ def table(paths: Iterable[str | Path]) -> pd.DataFrame:
 
 def _row(path: Path, record: dict[str, Any]) -> dict[str, Any]:
     config, time = record["config"], record["time"]
+    name = path.parent.name if path.name == "record.json" else path.name.removesuffix(".json")
     probe = record.get("probe", {})
     loss = config.get("loss")
     weight = config.get("kappa") if config.get("lambd") is None else config["lambd"] * config["dim"]
     if loss == "vicreg":
         weight = config["cov_coeff"] * config["dim"] / config["sim_coeff"] if config["sim_coeff"] else math.inf
     return {
-        "run": path.parent.name if path.suffix == ".json" and path.name == "record.json" else path.stem,
+        "run": name,
         "data": record["data"]["name"],
         "backbone": config["backbone"],
         "loss": loss,
@@ -123,7 +126,7 @@ def environment() -> dict[str, Any]:
     """Versions, machine and commit, for a record."""
     packages = ("torch", "torchvision", "numpy", "scipy")
     return {
-        "ncssl_core": version("ncssl-core"),
+        "ncssl_core": __version__,
         "python": platform.python_version(),
         **{name: version(name) for name in packages},
         "system": f"{platform.system()} {platform.machine()}",

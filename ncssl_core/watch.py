@@ -60,15 +60,15 @@ class Log:
     def _write_first(self) -> None:
         line, names, values, _ = self.pending.popleft()
         terms = dict(zip(names, values.tolist(), strict=True))
-        for name, value in terms.items():
-            if not math.isfinite(value):
-                raise self.not_finite(line["step"], name)
+        if bad := [name for name, value in terms.items() if not math.isfinite(value)]:
+            causes = [name for name in bad if name != "loss" and not name.endswith("_mean")]
+            raise self.not_finite(line["step"], ", ".join(causes or bad))
         self.write({**line, **terms})
         shown = {k: f"{v:.3g}" for k, v in terms.items() if not k.endswith("_mean")}
         self.bar.set_postfix({"epoch": line["epoch"] + 1, **shown}, refresh=False)
 
     def write(self, line: dict[str, Any]) -> None:
-        """Append a line; it is on disk when this returns."""
+        """Append a line."""
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -76,7 +76,7 @@ class Log:
         """The error for a number that is none."""
         checkpoint = self.folder / "checkpoint.pt"
         good = f"the last good checkpoint is {checkpoint}" if checkpoint.exists() else "there is no checkpoint yet"
-        return RunStopped(f"{what} is not finite at step {step}; {good}. A lower lr or precision fp32 may help")
+        return RunStopped(f"not finite by step {step}: {what}; {good}. A lower lr or precision fp32 may help")
 
 
 def lines_of(path: Path) -> Iterator[dict[str, Any]]:

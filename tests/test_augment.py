@@ -204,7 +204,9 @@ def test_a_recipe_may_change_a_named_one():
         ({"scale": [0.5, 1.1]}, "at most 1"),
         ({"hue": 0.7}, r"hue lies in \[0, 0.5\]"),
         ({"std": [0, 1, 1]}, "std > 0"),
-        ({"gray": "much"}, "wrong type"),
+        ({"gray": "much"}, "gray is a number or a list of numbers; given 'much'"),
+        ({"mean": "abc"}, "mean is a number or a list"),
+        ({"mean": 0.5}, "wrong type"),
     ],
 )
 def test_bad_recipes_are_refused(recipe, message):

@@ -89,6 +89,14 @@ def test_resume_needs_only_the_folder(folder, tmp_path, capsys):
     assert "was started with dim 16 (now 99)" in error
 
 
+def test_resume_of_nothing_does_not_start_something_else(tmp_path, folder, capsys):
+    assert (
+        "no run to go on with" in ncssl("pretrain", "--resume", "--out", tmp_path / "typo", code=2, capsys=capsys).err
+    )
+    words = ["pretrain", "--resume", "--data", folder, "--out", tmp_path / "new", *FAST]
+    assert "1 epochs" in ncssl(*words, capsys=capsys).out
+
+
 CORRUPT = {**files(size=(16, 16)), "train/cat/bad.jpg": b"nothing"}
 MIXED = {**files(size=(16, 16)), "train/cat/large.jpg": picture(1, (20, 20))}
 EMPTY_CLASS = {**files(size=(16, 16)), "train/emu/notes.txt": b""}

@@ -53,6 +53,14 @@ def test_unlabeled_and_val_folders(tmp_path):
     assert data["unlabeled"].labels is None
 
 
+def test_hidden_folders_are_no_classes_and_val_is_not_mixed_into_test(tmp_path):
+    contents = {**files(splits=("train", "val", "test")), "train/.ipynb_checkpoints/a.jpg": picture()}
+    data = load(as_folder(tmp_path / "set", contents))
+    assert data.classes == ("cat", "dog")
+    assert len(data["test"]) == 8
+    assert data["test"].names[0] == "test/cat/000.jpg"
+
+
 def test_a_test_set_may_lack_a_class(tmp_path):
     contents = files()
     data = load(as_folder(tmp_path / "s", {k: v for k, v in contents.items() if not k.startswith("test/cat")}))

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.long
 DATA = Path(__file__).parents[2] / "shared" / "data"
 CIFAR, IMAGENETTE = DATA / "cifar10-jpeg.tar.xz", DATA / "imagenette-96-jpeg.tar.xz"
 needs = pytest.mark.skipif
+SMALL = ["--batch", "128", "--fraction", "0.2", "--dim", "64", "--device", "cpu"]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -60,7 +61,21 @@ def test_imagenette_beats_the_untrained_backbone(tmp_path, one_cache):
 
 
 def test_ten_kills_at_random_moments_then_resumed_are_bit_equal(tmp_path, equal_states):
-    settings = ["pretrain", "--epochs", "4", "--batch", "128", "--fraction", "0.2", "--dim", "64", "--device", "cpu"]
+    settings = [
+        "pretrain",
+        "--data",
+        "synthetic",
+        "--epochs",
+        "4",
+        "--batch",
+        "128",
+        "--fraction",
+        "0.2",
+        "--dim",
+        "64",
+        "--device",
+        "cpu",
+    ]
     started = time.perf_counter()
     ncssl(*settings, "--out", tmp_path / "whole")
     duration = time.perf_counter() - started
@@ -77,12 +92,13 @@ def test_ten_kills_at_random_moments_then_resumed_are_bit_equal(tmp_path, equal_
 
 
 def test_sigterm_saves_and_says_how_to_go_on(tmp_path, equal_states):
-    settings = ["pretrain", "--epochs", "3", "--batch", "128", "--fraction", "0.2", "--dim", "64", "--device", "cpu"]
+    settings = ["pretrain", "--epochs", "3", *SMALL]
     ncssl(*settings, "--out", tmp_path / "whole")
     run = tmp_path / "run"
     command = [sys.executable, "-m", "ncssl_core", *settings, "--log-every", "1", "--out", str(run)]
     process = subprocess.Popen(command, env={**os.environ, "NCSSL_STATIC": "1"}, stderr=subprocess.PIPE, text=True)
     while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
+        assert process.poll() is None
         time.sleep(0.05)
     process.terminate()
     _, error = process.communicate()

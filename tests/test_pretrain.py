@@ -148,6 +148,33 @@ def test_a_finished_run_can_be_given_more_epochs(config, shapes, equal_states, t
     assert len(run.record["curves"]["epoch"]) == 3
 
 
+def test_resuming_a_finished_run_leaves_its_record(config, shapes):
+    first = pretrain(config, data=shapes)
+    records.extend(first.folder, probe={"trained": {"linear": 50.0}})
+    again = pretrain(config, data=shapes, resume=True)
+    assert again.record["probe"] == {"trained": {"linear": 50.0}}
+    assert again.record["time"] == first.record["time"]
+    torch.testing.assert_close(list(again.backbone.parameters()), list(first.backbone.parameters()), atol=0, rtol=0)
+
+
+def test_a_custom_backbone_starts_from_the_seed(config, shapes, equal_states, tmp_path):
+    torch.manual_seed(1)
+    backbone = build_backbone("tiny")
+    start = {k: v.clone() for k, v in backbone.state_dict().items()}
+    pretrain(replace(config, out=str(tmp_path / "a")), backbone=backbone, data=shapes)
+    backbone.load_state_dict(start)
+    torch.manual_seed(2)  # what went before must not matter
+    pretrain(replace(config, out=str(tmp_path / "b")), backbone=backbone, data=shapes)
+    assert equal_states(tmp_path / "a", tmp_path / "b")
+
+
+def test_probing_on_the_way_wants_labels_before_it_trains(config, shapes):
+    unlabelled = replace(shapes, splits={"train": replace(shapes["train"], labels=None)})
+    with pytest.raises(InputError, match="probe_every wants labelled images"):
+        pretrain(replace(config, validation=80, probe_every=1), data=unlabelled, evaluate=lambda *_: {})
+    assert not config.folder.exists()
+
+
 def test_resuming_keeps_the_settings_and_the_images(config, shapes):
     pretrain(config, data=shapes)
     with pytest.raises(InputError, match="already holds a run: --resume goes on with it"):
@@ -193,8 +220,10 @@ def test_a_loss_that_is_no_number_stops_the_run(config, shapes, monkeypatch):
         return {**found, "off_diagonal": found["off_diagonal"] * (float("nan") if len(calls) > 8 else 1)}
 
     monkeypatch.setattr(BarlowTwinsLoss, "terms", terms)
-    with pytest.raises(RunStopped, match=r"loss is not finite at step 10; the last good checkpoint is .*checkpoint.pt"):
-        pretrain(config, data=shapes)
+    with pytest.raises(
+        RunStopped, match=r"not finite by step 9: off_diagonal; the last good checkpoint is .*checkpoint.pt"
+    ):
+        pretrain(replace(config, log_every=1), data=shapes)
     saved = torch.load(config.folder / "checkpoint.pt", weights_only=True)
     assert saved["step"] == 6
     assert all(torch.isfinite(v).all() for v in saved["encoder"].values())
@@ -214,7 +243,7 @@ def test_a_weight_that_is_no_number_is_not_saved(config, shapes, monkeypatch):
         return terms
 
     monkeypatch.setattr(_Training, "take_step", take_step)
-    with pytest.raises(RunStopped, match="a weight is not finite at step 6; there is no checkpoint yet"):
+    with pytest.raises(RunStopped, match="not finite by step 6: a weight; there is no checkpoint yet"):
         pretrain(config, data=shapes)
 
 
@@ -281,6 +310,9 @@ def test_one_step_of_the_papers_model(config, shapes):
         ({"recipe": "none"}, "unknown recipe 'none'"),
         ({"precision": "fp16"}, "fp16 wants a CUDA device"),
         ({"device": "cuda:77"}, "no device 'cuda:77' here"),
+        ({"device": "meta"}, "wants a device of type cpu, cuda or mps; given 'meta'"),
+        ({"seed": 2**40}, "seed is less than 2\\^32"),
+        ({"recipe": {"base": 5}}, "base is a recipe's name"),
         ({"probe_every": 1}, "probe_every wants images to probe on"),
         ({"fraction": 0.0}, "fraction is a share"),
         ({"size": 2}, "size is at least 8"),

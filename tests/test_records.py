@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 
 from ncssl_core import InputError, records
 from ncssl_core.base import write_atomically
@@ -11,6 +12,9 @@ from ncssl_core.base import write_atomically
 RECORD = {
     "config": {"backbone": "tiny", "loss": "barlow_twins", "dim": 64, "kappa": 5.12, "lambd": 0.1, "views": 2,
                "epochs": 3, "seed": 1},
+    "model": {"custom": None},
+    "recipe": {},
+    "size": 32,
     "data": {"name": "CIFAR-10-JPEG"},
     "environment": {},
     "time": {"training_seconds": 12.5, "images_per_second": 800.0},
@@ -29,12 +33,12 @@ def test_a_record_comes_back(tmp_path):
 
 
 def test_the_table_has_what_is_compared(tmp_path):
-    for i in range(2):
-        records.write(tmp_path / f"run{i}" / "record.json", {**RECORD, "probe": {"trained": {"linear": 40.0 + i}}})
+    for i, name in enumerate(["run0", "lr0.01"]):
+        records.write(tmp_path / name / "record.json", {**RECORD, "probe": {"trained": {"linear": 40.0 + i}}})
     vicreg = {**RECORD, "config": {**RECORD["config"], "loss": "vicreg", "cov_coeff": 2.0, "sim_coeff": 16.0}}
     records.write(tmp_path / "loose.json", vicreg)
-    frame = records.table([tmp_path / "run0", tmp_path / "run1", tmp_path / "loose.json"])
-    assert frame["run"].tolist() == ["run0", "run1", "loose"]
+    frame = records.table([tmp_path / "run0", tmp_path / "lr0.01", tmp_path / "loose.json"])
+    assert frame["run"].tolist() == ["run0", "lr0.01", "loose"]
     assert frame["kappa"].tolist() == [6.4, 6.4, 8.0]  # lambd * dim; cov_coeff * dim / sim_coeff
     assert frame["linear"][1] == 41
     assert np.isnan(frame["linear"][2])
@@ -50,6 +54,21 @@ def test_every_truncation_is_refused_with_one_sentence(tmp_path):
         with pytest.raises(InputError, match="cut short or is no record") as error:
             records.read(tmp_path)
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("file write failed"), SafetensorError("I/O error: no space")])
+def test_a_library_that_cannot_write_is_one_sentence(tmp_path, error):
+    def fail(_):
+        raise error
+
+    with pytest.raises(InputError, match=f"cannot write .*: {error}"):
+        write_atomically(tmp_path / "file", fail)
+
+
+def test_written_files_have_the_usual_permissions(tmp_path):
+    write_atomically(tmp_path / "a", lambda p: (p.write_text(""), p.chmod(0o600)))
+    (tmp_path / "b").write_text("")
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
 
 
 @pytest.mark.parametrize(
