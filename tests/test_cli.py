@@ -90,9 +90,8 @@ def test_resume_needs_only_the_folder(folder, tmp_path, capsys):
 
 
 def test_resume_of_nothing_does_not_start_something_else(tmp_path, folder, capsys):
-    assert (
-        "no run to go on with" in ncssl("pretrain", "--resume", "--out", tmp_path / "typo", code=2, capsys=capsys).err
-    )
+    error = ncssl("pretrain", "--resume", "--out", tmp_path / "typo", code=2, capsys=capsys).err
+    assert "no run to go on with" in error
     words = ["pretrain", "--resume", "--data", folder, "--out", tmp_path / "new", *FAST]
     assert "1 epochs" in ncssl(*words, capsys=capsys).out
 

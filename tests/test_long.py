@@ -61,21 +61,7 @@ def test_imagenette_beats_the_untrained_backbone(tmp_path, one_cache):
 
 
 def test_ten_kills_at_random_moments_then_resumed_are_bit_equal(tmp_path, equal_states):
-    settings = [
-        "pretrain",
-        "--data",
-        "synthetic",
-        "--epochs",
-        "4",
-        "--batch",
-        "128",
-        "--fraction",
-        "0.2",
-        "--dim",
-        "64",
-        "--device",
-        "cpu",
-    ]
+    settings = ["pretrain", "--data", "synthetic", "--epochs", "4", *SMALL]
     started = time.perf_counter()
     ncssl(*settings, "--out", tmp_path / "whole")
     duration = time.perf_counter() - started
