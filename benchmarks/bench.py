@@ -153,7 +153,7 @@ def crops(side: int, size: int, recipe: str, quick: bool) -> None:
 
 
 def plain_two_view_loss(z: torch.Tensor) -> torch.Tensor:
-    """Barlow Twins as published, on the first two views."""
+    """Barlow Twins as published, on two views."""
     bn = nn.BatchNorm1d(z.shape[-1], affine=False)
     c = bn(z[0]).T @ bn(z[1]) / z.shape[1]
     diagonal = torch.diagonal(c)
@@ -162,8 +162,8 @@ def plain_two_view_loss(z: torch.Tensor) -> torch.Tensor:
 
 def losses(quick: bool) -> None:
     """Forward and backward at (8, 256, 2048): each pairing over the plain two-view loss."""
-    z = torch.randn(8, 256, 2048, requires_grad=True)
-    jobs: dict[str, Callable[[], object]] = {"plain": lambda: torch.autograd.grad(plain_two_view_loss(z[:2]), z)}
+    z, pair = (torch.randn(views, 256, 2048, requires_grad=True) for views in (8, 2))
+    jobs: dict[str, Callable[[], object]] = {"plain": lambda: torch.autograd.grad(plain_two_view_loss(pair), pair)}
     for pairing in ("leave-one-out", "all-pairs", "mean"):
         loss = BarlowTwinsLoss(0.005, pairing=pairing)
         jobs[pairing] = lambda loss=loss: torch.autograd.grad(loss(z), z)  # type: ignore[misc]
