@@ -6,12 +6,12 @@ import json
 import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
 from ncssl_core.augment import Recipe
-from ncssl_core.base import InputError
+from ncssl_core.base import InputError, unknown_name
 from ncssl_core.losses import BarlowTwinsLoss, Pairing, VICRegLoss
 from ncssl_core.models import Stem
 
@@ -102,6 +102,9 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "data", str(self.data))  # a Path will do, too
         object.__setattr__(self, "out", None if self.out is None else str(self.out))
+        for name, kind in get_type_hints(PretrainConfig).items():
+            if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
+                raise unknown_name(name, str(getattr(self, name)), get_args(kind))
         if self.seed >= 2**32:
             raise InputError(f"seed is less than 2^32; given {self.seed}")
         least = {"dim": 1, "layers": 1, "views": 2, "epochs": 1, "batch": 2, "checkpoint_every": 1, "log_every": 1,

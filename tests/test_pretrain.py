@@ -311,6 +311,8 @@ def test_one_step_of_the_papers_model(config, shapes):
         ({"precision": "fp16"}, "fp16 wants a CUDA device"),
         ({"device": "cuda:77"}, "no device 'cuda:77' here"),
         ({"device": "meta"}, "wants a device of type cpu, cuda or mps; given 'meta'"),
+        ({"loss": "vicregg"}, "unknown loss 'vicregg' .did you mean 'vicreg'"),
+        ({"schedule": "cos"}, "unknown schedule 'cos'.*constant, cosine"),
         ({"seed": 2**40}, "seed is less than 2\\^32"),
         ({"recipe": {"base": 5}}, "base is a recipe's name"),
         ({"probe_every": 1}, "probe_every wants images to probe on"),
