@@ -27,7 +27,7 @@ test: .venv/ready  ## Style, types and the tests: at most 15 minutes on two core
 	$(BIN)/pytest
 
 check: .venv/ready  ## The long checks: training on real images in ../shared/data, kills and resumes. Up to an hour.
-	$(BIN)/pytest -m long -v
+	$(BIN)/pytest -m long -v -rP
 
 bench: .venv/ready  ## Speed and memory against peers, which this installs: ten minutes on two cores.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
