@@ -1,11 +1,13 @@
 """The package's face, and that its rooms keep apart."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from conftest import as_folder, picture
 
 import ncssl_core
 
@@ -58,3 +60,18 @@ def test_public_functions_and_classes_have_docstrings():
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
                 assert ast.get_docstring(node), f"{path.name}: {node.name}"
+
+
+def test_the_readmes_python_runs(tmp_path, monkeypatch):
+    blocks = re.findall(r"```python\n(.*?)```", (PACKAGE.parent / "README.md").read_text(), re.DOTALL)
+    own_images, parts, _ = blocks  # the third is a test of its own, in test_pretrain
+    as_folder(tmp_path / "photos", {f"{i}.jpg": picture(i, (70, 64)) for i in range(8)})
+    monkeypatch.chdir(tmp_path)
+    small = own_images.replace("epochs=50", "epochs=1, batch=8, dim=16, device='cpu'")
+    assert small != own_images
+    scope: dict[str, object] = {}
+    exec(small, scope)
+    assert scope["features"].shape == (8, 128)
+    exec(parts, scope)
+    assert scope["views"].shape == (4, 256, 3, 32, 32)
+    assert scope["loss"].ndim == 0
