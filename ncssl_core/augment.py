@@ -347,7 +347,7 @@ def _resample(
     pixels: Int[Tensor, "views batch size taps"],
     weights: Float[Tensor, "views batch size taps"],
 ) -> Float[Tensor, "3 views batch size other"]:
-    """Weighted sums of a few rows of every image: a bag of rows, many times cheaper than a resampling matrix.
+    """Weighted sums of a few rows of every image: a bag of rows, cheaper than a dense resampling matrix (benchmarks).
 
     `x` is `(3, batch, side, other)`, shared by all views, or `(3, views, batch, side, other)`.
     """
