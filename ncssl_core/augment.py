@@ -2,7 +2,7 @@
 
     views = MultiView(size=32, views=4, recipe="cifar")(images)  # (batch, 3, H, W) -> (4, batch, 3, 32, 32)
 
-A random resized crop with a flip is a weighted sum of a few columns, then of a few rows, of the image: one
+A random resized crop with a flip is a weighted sum of a few columns, then of a few rows, of the image: each is one
 `embedding_bag` for all samples and views. A blur is two batched matrix products. Jitter, grayscale and solarisation are
 elementwise with one factor a sample. No step loops over samples. On a CPU the batch goes through in chunks that stay in
 cache.

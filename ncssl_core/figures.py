@@ -57,7 +57,7 @@ def curves(records: Sequence[dict[str, Any]], names: Sequence[str]) -> Figure:
 
 
 def _accuracies(axis: Any, records: Sequence[dict[str, Any]], names: Sequence[str]) -> None:
-    """Bars: linear probes of each run, hatched for the untrained backbone and raw pixels."""
+    """Bars: linear probes of each run, pale for the untrained backbone and raw pixels."""
     bars = [
         (f"{kind}" if len(records) == 1 else f"{name}: {kind}", record["probe"][kind]["linear"], index, kind)
         for index, (record, name) in enumerate(zip(records, names, strict=True))
