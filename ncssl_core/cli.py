@@ -6,12 +6,14 @@ Bad input prints one sentence and exits with 2; a run stopped by a signal exits 
 from __future__ import annotations
 
 import inspect
+import math
 import re
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_type_hints
 
 import docstring_parser
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace
@@ -19,7 +21,11 @@ from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 from ncssl_core import __version__
 from ncssl_core.base import InputError, RunStopped, unknown_name, write_atomically
 from ncssl_core.config import PretrainConfig, read_config
-from ncssl_core.pretrain import Run, load_run, pretrain, untrained_backbone
+from ncssl_core.datasets import load
+from ncssl_core.pretrain import load_run, pick_device, pretrain, untrained_backbone
+
+if TYPE_CHECKING:
+    from ncssl_core.sweep import Sweep
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -125,17 +131,12 @@ def _fail(message: str, code: int) -> NoReturn:
 
 
 def _pretrain(settings: Namespace) -> None:
-    from ncssl_core.probe import probe
+    from ncssl_core.sweep import on_validation
 
     chosen = settings.as_dict()
     resume = chosen.pop("resume")
     chosen.pop("config", None)
     config = PretrainConfig(**chosen)
-
-    def on_validation(backbone: Any, run: Run) -> dict[str, float]:
-        _, train, validation = run.splits
-        scores, _ = probe(backbone, train, validation, run.size, run.recipe, run.device)
-        return {name: scores[name] for name in ("linear", "knn")}
 
     run = pretrain(config, evaluate=on_validation, resume=resume)
     time = run.record["time"]
@@ -214,7 +215,6 @@ def embed_run(
     """
     import numpy as np
 
-    from ncssl_core.datasets import load
     from ncssl_core.probe import extract_features
 
     path = Path(out) if out.endswith(".npz") else Path(out + ".npz")
@@ -255,9 +255,106 @@ def show_runs(runs: list[str], png: str | None = None) -> None:
     print(f"curves: {path}")
 
 
+def sweep_suite(
+    suite: str,
+    out: str = "results",
+    data: str | None = None,
+    root: str = "data",
+    download: bool = False,
+    time_budget: str | None = None,
+    shard: str = "1/1",
+    dry_run: bool = False,
+    device: str = "auto",
+) -> None:
+    """Do the next runs of a suite that have no record yet, within a time.
+
+    Args:
+        suite: A suite's file, or the name of one that comes along: cpu-projector, cifar10-views, ...
+        out: The folder of records, one file a run.
+        data: The images, as for pretrain; the suite's own if not given.
+        root: Folder where torchvision's sets lie.
+        download: Let torchvision fetch a missing set.
+        time_budget: Stop by then, e.g. 9m, 90s or 1h30m, and start no run that would not fit; none if not given.
+        shard: Of n parts of the suite do the i-th, as i/n: for several machines.
+        dry_run: List the runs and the time each would take, and do none.
+        device: "auto", "cpu", "cuda", ...
+    """
+    from ncssl_core.sweep import Sweep, read_suite
+
+    budget = _seconds(time_budget)
+    stop_at = time.monotonic() - time.process_time() + budget  # what was spent on starting counts, too
+    if not (match := re.fullmatch(r"(\d+)/(\d+)", shard)) or not 1 <= int(match[1]) <= int(match[2]):
+        raise InputError(f"--shard is i/n with 1 <= i <= n, e.g. 1/4; given {shard!r}")
+    runs = read_suite(suite)
+    base = runs.tasks[0].config
+    if data is None and base.data == "synthetic":
+        raise InputError(f"{suite} names no images: wanted --data, e.g. cifar10")
+    chosen = pick_device(device)
+    images = load(data or base.data, root, base.image_size, download, base.skip_unreadable)
+    todo = Sweep(runs, images.to(chosen), Path(out), chosen, (int(match[1]), int(match[2])), stop_at, budget)
+    if dry_run:
+        for name in todo.mine:
+            state = "done" if todo.path(name).exists() else todo.failed(name) or _duration(todo.predict(name))
+            print(f"{name}   {state}")
+        print(_progress(todo))
+        return
+    _do_runs(todo)
+
+
+def _do_runs(todo: Sweep) -> None:
+    print(f"{todo.suite.name} on {todo.data.name}: {_progress(todo)}", flush=True)
+    while name := todo.next():
+        predicted, started = todo.predict(name), time.monotonic()
+        try:
+            record = todo.do(name)
+        except RunStopped as stopped:
+            if stopped.exit_code > 1:
+                raise RunStopped("stopped and saved; the same command goes on", stopped.exit_code) from None
+            print(f"{name}: {stopped}", file=sys.stderr)
+            continue
+        if record:
+            scores = record["probe"]["trained"]
+            took = f"{_duration(time.monotonic() - started)}, predicted {_duration(predicted)}"
+            print(
+                f"{name}: linear {scores['linear']:.2f}, kNN {scores['knn']:.2f}   {took}; {_progress(todo)}",
+                flush=True,
+            )
+    if failed := [name for name in todo.mine if todo.failed(name)]:
+        raise RunStopped(f"{len(failed)} runs diverged (delete {todo.work(failed[0])} to try again)")
+    if todo.left:
+        print(f"no run left that fits the time; the same command goes on: {_progress(todo)}")
+
+
+def _progress(todo: Sweep) -> str:
+    left, times = todo.left, [todo.predict(name) for name in todo.left]
+    done = sum(todo.path(name).exists() for name in todo.mine)
+    known = [t for t in times if t is not None]
+    about = f", about {_duration(sum(known))}" if left and len(known) == len(left) else ""
+    return f"{done} of {len(todo.mine)} done, {len(left)} left{about}"
+
+
+def _seconds(duration: str | None) -> float:
+    """Of "1h30m", "9m" or "90s"; infinite if not given."""
+    if duration is None:
+        return math.inf
+    match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", duration)
+    if not match or not any(match.groups()):
+        raise InputError(f"--time-budget is a time such as 9m, 90s or 1h30m; given {duration!r}")
+    return sum(int(n or 0) * unit for n, unit in zip(match.groups(), (3600, 60, 1), strict=True))
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "not yet measured"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
 _COMMANDS: dict[str, tuple[Callable[..., object], Callable[[Namespace], None]]] = {
     "pretrain": (PretrainConfig, _pretrain),
     "probe": (probe_run, lambda s: probe_run(**s.as_dict())),
     "embed": (embed_run, lambda s: embed_run(**s.as_dict())),
     "show": (show_runs, lambda s: show_runs(**s.as_dict())),
+    "sweep": (sweep_suite, lambda s: sweep_suite(**s.as_dict())),
 }

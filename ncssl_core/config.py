@@ -56,6 +56,7 @@ class PretrainConfig:
         device: "auto", "cpu", "cuda", "cuda:1", ...
         seed: Of the weights, the order and the views.
         probe_every: Epochs between probes on the validation images; 0 for none.
+        probe_images: Labelled training images that those probes learn from; all if not given.
         checkpoint_every: Epochs between checkpoints.
         log_every: Steps between lines of metrics.jsonl.
         out: The run's folder; named after the settings, under runs/, if not given.
@@ -95,6 +96,7 @@ class PretrainConfig:
     device: str = "auto"
     seed: int = 0
     probe_every: int = 0
+    probe_images: int | None = None
     checkpoint_every: int = 1
     log_every: int = 10
     out: str | None = None
@@ -116,6 +118,8 @@ class PretrainConfig:
             raise InputError(f"size is at least 8 pixels; given {self.size}")
         if self.probe_every and not self.validation:
             raise InputError("probe_every wants images to probe on: give validation, e.g. 5000 of CIFAR-10's 50,000")
+        if self.probe_images is not None and self.probe_images < 2:
+            raise InputError(f"probe_images is at least 2; given {self.probe_images}")
         if self.recipe != "auto":
             Recipe.named(self.recipe)
         self.build_loss()

@@ -20,7 +20,7 @@ import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -117,6 +117,10 @@ class DataSet:
 
     def __contains__(self, split: str) -> bool:
         return split in self.splits
+
+    def to(self, device: torch.device) -> DataSet:
+        """The set with its images on a device, each split where it fits (see `place`); labels stay."""
+        return replace(self, splits={n: replace(i, images=place(i.images, device)) for n, i in self.splits.items()})
 
     @property
     def pretraining(self) -> Images:

@@ -14,10 +14,11 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, cast
 
 import torch
 import yaml
@@ -75,6 +76,7 @@ def pretrain(
     data: DataSet | None = None,
     evaluate: Evaluate | None = None,
     resume: bool = False,
+    stop_at: float | None = None,
 ) -> Run:
     """Train a backbone without labels; leaves a run's folder (see `ncssl_core.records`) and returns the run.
 
@@ -84,10 +86,11 @@ def pretrain(
         data: a set already loaded, instead of the one named.
         evaluate: called every `probe_every` epochs with the backbone and the run; what it returns joins the curves.
         resume: go on from the folder's checkpoint, or start anew if it holds none.
+        stop_at: save and stop after the step that passes this time of `time.monotonic()`, in seconds.
 
     Raises:
         InputError: settings, data or folder that cannot be used.
-        RunStopped: a signal came, or a loss term was not finite.
+        RunStopped: a signal came, the time was up, or a loss term was not finite.
     """
     device = pick_device(config.device)
     folder = config.folder
@@ -111,7 +114,7 @@ def pretrain(
     write_atomically(folder / "config.yaml", lambda p: p.write_text(yaml.safe_dump(config.plain(), sort_keys=False)))
     with Signals() as signals, training.log:
         images = place(pool.images, device)
-        training.run_epochs(images, signals, evaluate)
+        training.run_epochs(images, signals, evaluate, math.inf if stop_at is None else stop_at)
     return _finish(training, pool)
 
 
@@ -139,29 +142,31 @@ class _Training:
         if checkpoint:
             self._restore(checkpoint)
         self.steps_per_epoch = len(run.splits[0]) // config.batch
-        self.forward = torch.compile(self.encoder) if config.compile else self.encoder
+        self.forward = self.encoder
+        if config.compile:  # the backbone alone, which runs of a sweep share whatever their projector
+            self.forward = nn.Sequential(cast(nn.Module, torch.compile(run.backbone, dynamic=False)), self.encoder[1])
         self.log = Log(run.folder, self.step, config.epochs * self.steps_per_epoch, config.batch)
         self.custom = type(custom).__name__ if custom is not None else None
 
-    def run_epochs(self, images: Tensor, signals: Signals, evaluate: Evaluate | None) -> None:
-        """The loop: epochs of steps, with a look at the signals after each step and a checkpoint every few epochs."""
-        config, compiling = self.config, self.config.compile
+    def run_epochs(self, images: Tensor, signals: Signals, evaluate: Evaluate | None, stop_at: float) -> None:
+        """The loop: epochs of steps, a look at signals and clock after each, a checkpoint every few epochs."""
+        config, starting = self.config, self.config.compile or self.device.type == "cuda"
         self.encoder.train()
         while self.epoch < config.epochs:
             started = time.perf_counter() - self.seconds
             for batch in batches(images, config.batch, self.device, config.seed, self.epoch, self.batch):
                 lr, terms = self.lr(), self.take_step(batch)
                 self.step, self.batch = self.step + 1, self.batch + 1
-                if compiling:  # the first step of this process waits for the compiler
+                if starting:  # the first step waits for the compiler, and on a GPU for the choice of kernels
                     self._synchronise()
                     self.startup += time.perf_counter() - started - self.seconds
-                    self.startup_steps, compiling = self.startup_steps + 1, False
+                    self.startup_steps, starting = self.startup_steps + 1, False
                 last = self.batch == self.steps_per_epoch
                 if self.step % config.log_every == 0 or last:
                     self.seconds = time.perf_counter() - started
                     self.log.add(self.step, self.epoch, self.seconds, lr, terms)
                 self.log.bar.update(config.batch)
-                if signals.received:
+                if signals.received or time.monotonic() > stop_at:
                     self.seconds = time.perf_counter() - started
                     self._stop(signals)
             self._synchronise()
@@ -239,10 +244,11 @@ class _Training:
 
     def _stop(self, signals: Signals) -> None:
         self.save()
+        cause, code = (signals.name, 128 + signals.received) if signals.received else ("the time limit", 0)
         raise RunStopped(
-            f"stopped by {signals.name} after step {self.step}, saved; go on with "
+            f"stopped by {cause} after step {self.step}, saved; go on with "
             f"`ncssl pretrain --resume --out {self.run.folder}`",
-            128 + signals.received,
+            code,
         )
 
     def _synchronise(self) -> None:
@@ -273,6 +279,32 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     return device
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """What decides the speed on a device, as a record's `environment` has it: its name; without a GPU, the threads."""
+    if device.type == "cuda":
+        return {"device": torch.cuda.get_device_name(device)}
+    processor = records.environment()["processor"]
+    return {"device": device.type, "processor": processor, "threads": torch.get_num_threads()}
+
+
+def seconds_per_step(config: PretrainConfig, data: DataSet, steps: int = 5) -> float:
+    """Seconds of a training step under these settings, measured on a throw-away model after two steps of warm-up."""
+    device = pick_device(config.device)
+    with TemporaryDirectory() as folder:
+        run = Run(replace(config, out=folder), Path(folder), build_backbone(config.backbone, config.stem), data, device)
+        training = _Training(run, None, None)
+        training.log.bar.leave = False
+        training.log.bar.close()
+        images = place(run.splits[0].images[: config.batch], device)
+        for step in range(steps + 2):
+            if step == 2:
+                training._synchronise()
+                started = time.perf_counter()
+            training.take_step(images)
+        training._synchronise()
+    return (time.perf_counter() - started) / steps
 
 
 def _precision(config: PretrainConfig, device: torch.device) -> torch.dtype:
@@ -372,9 +404,8 @@ def _finish(training: _Training, pool: Images) -> Run:
         "size": run.size,
         "data": {"name": run.data.name, "checksum": run.data.checksum, "classes": len(run.data.classes),
                  "images": len(pool), "image_size": list(pool.images.shape[-2:]), "skipped": run.data.skipped},
-        "environment": records.environment() | {
-            "device": torch.cuda.get_device_name(device) if cuda else "cpu",
-            "threads": torch.get_num_threads(), "precision": str(training.precision).removeprefix("torch.")},
+        "environment": records.environment() | {"threads": torch.get_num_threads()} | hardware(device)
+            | {"precision": str(training.precision).removeprefix("torch.")},
         "time": {"training_seconds": epochs, "startup_seconds": training.startup,
                  "evaluation_seconds": training.evaluation,
                  "total_seconds": training.seconds + training.evaluation, "steps": training.step,

@@ -93,21 +93,25 @@ def table(paths: Iterable[str | Path]) -> pd.DataFrame:
     return frame
 
 
+def kappa(config: Mapping[str, Any]) -> float:
+    """The off-diagonal weight in the units that compare across widths: lambd dim; cov_coeff dim / sim_coeff in VICReg."""
+    if config["loss"] == "vicreg":
+        return float(config["cov_coeff"] * config["dim"] / config["sim_coeff"]) if config["sim_coeff"] else math.inf
+    return float(config["kappa"] if config["lambd"] is None else config["lambd"] * config["dim"])
+
+
 def _row(path: Path, record: dict[str, Any]) -> dict[str, Any]:
     config, time = record["config"], record["time"]
     name = path.parent.name if path.name == "record.json" else path.name.removesuffix(".json")
     probe = record.get("probe", {})
     loss = config.get("loss")
-    weight = config.get("kappa") if config.get("lambd") is None else config["lambd"] * config["dim"]
-    if loss == "vicreg":
-        weight = config["cov_coeff"] * config["dim"] / config["sim_coeff"] if config["sim_coeff"] else math.inf
     return {
         "run": name,
         "data": record["data"]["name"],
         "backbone": config["backbone"],
         "loss": loss,
         "dim": config["dim"],
-        "kappa": weight,
+        "kappa": kappa(config),
         "views": config["views"],
         "epochs": config["epochs"],
         "seed": config["seed"],
@@ -121,6 +125,12 @@ def _row(path: Path, record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def shipped(folder: str) -> Path:
+    """Where `results` or `experiments` are: inside the installed package, or beside it in a checkout."""
+    inside = Path(__file__).parent / folder
+    return inside if inside.is_dir() else inside.parents[1] / folder
+
+
 @cache
 def environment() -> dict[str, Any]:
     """Versions, machine and commit, for a record."""
@@ -130,9 +140,18 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: version(name) for name in packages},
         "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
         "cores": os.cpu_count(),
         "commit": _commit(),
     }
+
+
+def _processor() -> str:
+    try:
+        words = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        return next(line.partition(":")[2].strip() for line in words.splitlines() if line.startswith("model name"))
+    except (OSError, StopIteration):  # not Linux, or an architecture that names none
+        return platform.processor() or platform.machine()
 
 
 def _commit() -> str | None:

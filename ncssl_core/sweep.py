@@ -1,0 +1,334 @@
+"""Suites of runs, done in whatever time there is: each call does the next runs that have no record yet.
+
+    todo = Sweep(read_suite("experiments/cpu-projector.yaml"), load("cifar10"), Path("results"), torch.device("cpu"))
+    while name := todo.next():
+        todo.do(name)
+
+A suite is a YAML file:
+
+    about: one sentence
+    sets: [CIFAR-10, CIFAR-10-JPEG]         # whose images it may run on; any if left out
+    base: {backbone: tiny, epochs: 8}       # settings of every run, as for `ncssl pretrain`
+    runs:                                   # in order of worth; lists are multiplied out, the last one fastest
+      - {dim: [64, 256], kappa: [0.2, 2.0]}
+      - {dim: 64, seed: [1, 2], baselines: true}
+
+A run's name holds what decides its result, so that a run named by two suites is done once. `OUT/NAME.json` is its
+record; until that stands, `OUT/.work/NAME/` holds its checkpoint, and whoever works on it holds a lock there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from ncssl_core import records, spectra
+from ncssl_core.base import InputError, RunStopped, unknown_name, write_atomically
+from ncssl_core.config import PretrainConfig
+from ncssl_core.datasets import DataSet
+from ncssl_core.pretrain import Run, hardware, pretrain, seconds_per_step, untrained_backbone
+from ncssl_core.probe import probe
+from ncssl_core.watch import lines_of
+
+_WHERE = ("data", "root", "download", "device", "compile", "checkpoint_every", "log_every", "out")  # and how, not what
+_MARGIN = 1.1  # a run is started if 1.1 times its predicted time is left
+
+
+@dataclass(frozen=True)
+class Task:
+    """A run of a suite: its settings, and whether its record also holds the untrained backbone and raw pixels."""
+
+    config: PretrainConfig
+    baselines: bool = False
+
+    def name(self, data: str) -> str:
+        """What the run on the image set `data` is called: the settings that matter most, and a digest of all."""
+        c, usual = self.config, PretrainConfig().plain()
+        said = {k: v for k, v in c.plain().items() if v != usual[k] and k not in _WHERE}
+        digest = hashlib.sha256(json.dumps([data, said], sort_keys=True).encode()).hexdigest()[:8]
+        kappa = f"{records.kappa(c.plain()):.2g}"
+        share = f"-f{c.fraction:.2g}" if c.fraction < 1 else ""
+        return (
+            f"{data.lower()}-{c.backbone}-{c.loss}-d{c.dim}-k{kappa}-m{c.views}-e{c.epochs}{share}-s{c.seed}-{digest}"
+        )
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A list of runs in order of worth, and the names of the image sets it is for (none: any)."""
+
+    name: str
+    about: str
+    sets: tuple[str, ...]
+    tasks: tuple[Task, ...]
+
+
+def read_suite(suite: str | Path) -> Suite:
+    """A suite from its file, or by the name of one that comes with the package.
+
+    Raises:
+        InputError: no such suite, or the file is no suite; says what is wrong in it.
+    """
+    path, shipped = Path(suite), records.shipped("experiments")
+    if not path.is_file():
+        path = shipped / f"{path.stem}.yaml"
+    if not path.is_file():
+        raise unknown_name("suite", str(suite), [p.stem for p in shipped.glob("*.yaml")])
+    try:
+        text = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(text, dict) or not isinstance(text.get("runs"), list):
+            raise ValueError("wanted a list of runs")
+        if strange := sorted(set(text) - {"about", "sets", "base", "runs"}):
+            raise unknown_name("entry", strange[0], ("about", "sets", "base", "runs"))
+        tasks = [task for entry in text["runs"] for task in _tasks({**text.get("base", {}), **entry})]
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is no suite: {' '.join(str(error).split())}") from error
+    return Suite(path.stem, str(text.get("about", "")), tuple(text.get("sets", ())), tuple(tasks))
+
+
+def _tasks(entry: dict[str, Any]) -> Iterator[Task]:
+    """One task for each combination of the values in an entry."""
+    baselines = entry.pop("baselines", False)
+    values = [v if isinstance(v, list) else [v] for v in entry.values()]
+    for chosen in itertools.product(*values):
+        yield Task(PretrainConfig(**dict(zip(entry, chosen, strict=True))), baselines)
+
+
+def on_validation(backbone: nn.Module, run: Run) -> dict[str, float]:
+    """Linear and kNN accuracy on the images held out for validation: what curves over epochs are made of."""
+    _, train, validation = run.splits
+    share = min((run.config.probe_images or len(train)) / len(train), 1.0)
+    train = train.fraction(share, run.config.seed)
+    scores, _ = probe(backbone, train, validation, run.size, run.recipe, run.device)
+    return {name: scores[name] for name in ("linear", "knn")}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of a run: training (with what comes before it), each evaluation on the way, and the probe after it."""
+
+    training: float
+    evaluation: float
+    probe: float
+
+
+class Pace:
+    """How long runs take on a device, from records made there: the nearest in width, views and batch is scaled."""
+
+    def __init__(self, device: torch.device, known: Iterable[dict[str, Any]]) -> None:
+        self.here = hardware(device)
+        self.seen: list[tuple[dict[str, Any], int, float, Cost]] = []  # settings, size, views a second, seconds
+        for record in known:
+            self.learn(record)
+
+    def learn(self, record: dict[str, Any]) -> None:
+        """Take in a record, if it was made on this device."""
+        if all(record["environment"].get(k) == v for k, v in self.here.items()):
+            config, spent = record["config"], record["time"]
+            each = spent["evaluation_seconds"] / max(_evaluations(PretrainConfig(**config)), 1)
+            cost = Cost(spent["startup_seconds"], each, spent["probe_seconds"])
+            self.seen.append((config, record["size"], spent["views_per_second"], cost))
+
+    def knows(self, config: PretrainConfig, size: int) -> bool:
+        """Whether a run with the same work in a step was seen."""
+        return any(_distance(s[0], config) == 0 and s[1] == size for s in self.seen)
+
+    def predict(self, config: PretrainConfig, size: int, steps: int) -> Cost | None:
+        """What a run of so many steps costs; None where nothing like it was seen."""
+        alike = [s for s in self.seen if s[0]["backbone"] == config.backbone and s[1] == size]
+        if not alike:
+            return None
+        near = min(reversed(alike), key=lambda s: _distance(s[0], config))
+        training = near[3].training + steps * config.batch * config.views / near[2]
+        return Cost(training, near[3].evaluation, near[3].probe)
+
+
+def _distance(before: dict[str, Any], config: PretrainConfig) -> float:
+    """How unlike the work in a step is: orders of magnitude of views and widths, and a lot for another kind of step."""
+    now = config.plain()
+    kind = ("backbone", "stem", "loss", "precision", "compile", "layers", "hidden")
+    other = sum(bool(before[k] != now[k]) for k in kind)
+    return 10.0 * other + sum(abs(math.log(float(before[k]) / now[k])) for k in ("views", "batch", "dim"))
+
+
+def _evaluations(config: PretrainConfig) -> int:
+    return math.ceil(config.epochs / config.probe_every) if config.probe_every else 0
+
+
+@dataclass
+class Sweep:
+    """A suite on a set of images: what is done, what is next, and doing it.
+
+    Args:
+        suite: the runs.
+        data: the images.
+        out: the folder of records.
+        device: where to run.
+        shard: (i, n): of n parts, the i-th, counted from 1.
+        stop_at: time of `time.monotonic()` to be over by, seconds.
+        budget: seconds that were given in all; a run longer than that is done in parts.
+    """
+
+    suite: Suite
+    data: DataSet
+    out: Path
+    device: torch.device
+    shard: tuple[int, int] = (1, 1)
+    stop_at: float = math.inf
+    budget: float = math.inf
+    pace: Pace = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.suite.sets and self.data.name not in self.suite.sets:
+            raise InputError(f"{self.suite.name} is for {' or '.join(self.suite.sets)}; given {self.data.name}")
+        every: dict[str, Task] = {}
+        for task in self.suite.tasks:
+            every.setdefault(task.name(self.data.name), task)
+        self.mine = dict(list(every.items())[self.shard[0] - 1 :: self.shard[1]])
+        self.pace = Pace(self.device, [records.read(p) for p in sorted(self.out.glob("*.json"))])
+        self.elsewhere: set[str] = set()
+
+    def path(self, name: str) -> Path:
+        """Where a run's record is, or will be."""
+        return self.out / f"{name}.json"
+
+    def work(self, name: str) -> Path:
+        """The folder of an unfinished run."""
+        return self.out / ".work" / name
+
+    def failed(self, name: str) -> str | None:
+        """Why a run cannot be finished, if that is so; deleting its folder has it tried again."""
+        note = self.work(name) / "failed.txt"
+        return note.read_text(encoding="utf-8") if note.exists() else None
+
+    @property
+    def left(self) -> list[str]:
+        """Runs without a record, in order of worth, that nobody else is at and that did not fail."""
+        return [n for n in self.mine if not (self.path(n).exists() or n in self.elsewhere or self.failed(n))]
+
+    def next(self) -> str | None:
+        """The first run left that fits the time left, or None. A run longer than the whole budget is done in parts."""
+        for name in self.left:
+            left = self.stop_at - time.monotonic()
+            rough = self.predict(name)
+            if rough is None or rough < 2 * left:
+                self.measure_pace(name)
+            seconds = self.predict(name) or 0.0
+            if _MARGIN * seconds <= left or (_MARGIN * seconds > self.budget and left > self.budget / 4):
+                return name
+        return None
+
+    def predict(self, name: str) -> float | None:
+        """Seconds that a run still needs; None where nothing is known to tell it from."""
+        cost, config = self._cost(name), self.mine[name].config
+        if cost is None:
+            return None
+        done = max((line["step"] for line in lines_of(self.work(name) / "metrics.jsonl")), default=0)
+        still = 1 - min(done / self._steps(config), 1)
+        return still * (cost.training + cost.evaluation * _evaluations(config)) + cost.probe
+
+    def _cost(self, name: str) -> Cost | None:
+        config = self.mine[name].config
+        return self.pace.predict(config, self._size(config), self._steps(config))
+
+    def _size(self, config: PretrainConfig) -> int:
+        return config.size or self.data["train"].images.shape[-2]
+
+    def _steps(self, config: PretrainConfig) -> int:
+        pool = len(self.data.pretraining) - (0 if "unlabeled" in self.data else config.validation)
+        return config.epochs * max(round(config.fraction * pool) // config.batch, 1)
+
+    def measure_pace(self, name: str) -> None:
+        """Time a few steps like a run's, if none like them was seen."""
+        config = self.mine[name].config
+        size, labelled, test = self._size(config), len(self.data["train"]), len(self.data["test"])
+        if self.pace.knows(config, size):
+            return
+        seconds = seconds_per_step(replace(config, data=self.data.name, device=str(self.device)), self.data)
+        speed = config.batch * config.views / seconds
+        cost = self._cost(name)
+        if cost is None:  # the first run of all: a forward pass is about a third of a step
+            probed = min(config.probe_images or labelled, labelled) + config.validation
+            cost = Cost(0, 2 + probed / speed / 3, 5 + (labelled + test) / speed / 3)
+        self.pace.seen.append((config.plain(), size, speed, replace(cost, training=0.0)))
+
+    def do(self, name: str) -> dict[str, Any] | None:
+        """One run, from its checkpoint if it has one; writes its record and returns it. None if another has done it.
+
+        Raises:
+            InputError: settings or data that cannot be used.
+            RunStopped: a signal came, the time was up, or a loss term was not finite.
+        """
+        task, work, cost = self.mine[name], self.work(name), self._cost(name)
+        reserve = cost.evaluation + cost.probe if cost else 0.0
+        with _lock(work) as held:
+            if not held or self.path(name).exists():
+                self.elsewhere.add(name)
+                return None
+            config = replace(task.config, data=self.data.name, device=str(self.device), out=str(work))
+            try:
+                run = pretrain(config, None, self.data, on_validation, resume=True, stop_at=self.stop_at - reserve)
+            except RunStopped as stopped:
+                if stopped.exit_code == 1:  # it diverged, and would again
+                    write_atomically(work / "failed.txt", lambda p: p.write_text(str(stopped), encoding="utf-8"))
+                raise
+            started = time.perf_counter()
+            scores = _probed(run, task.baselines)
+            run.record["time"]["probe_seconds"] = time.perf_counter() - started
+            usual = {k: v for k, v in PretrainConfig().plain().items() if k in _WHERE and k not in ("data", "compile")}
+            record = {**run.record, **scores, "config": {**run.record["config"], **usual}}
+            records.write(self.path(name), _rounded(record))
+            shutil.rmtree(work)
+        self.pace.learn(record)
+        return record
+
+
+def _probed(run: Run, baselines: bool) -> dict[str, Any]:
+    """The record's `probe` and `spectrum`: the backbone on the test images, read here once."""
+    train, test = run.data["train"], run.data["test"]
+    rivals: dict[str, Any] = {"trained": run.backbone}
+    if baselines:
+        rivals |= {"untrained": untrained_backbone(run.config).to(run.device), "pixels": None}
+    found = {n: probe(b, train, test, run.size, run.recipe, run.device) for n, b in rivals.items()}
+    scores = {n: scores for n, (scores, _) in found.items()}
+    return {"probe": scores | {"test_images": len(test)}, "spectrum": spectra.summary(found["trained"][1])}
+
+
+def _rounded(value: Any) -> Any:
+    """Six significant digits, so that records stay small."""
+    if isinstance(value, dict):
+        return {k: _rounded(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_rounded(v) for v in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[bool]:
+    """Hold a folder's lock, if nobody else does; the system frees it when its holder dies."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows: give side-by-side sweeps shards there
+        yield True
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
