@@ -301,6 +301,42 @@ def sweep_suite(
     _do_runs(todo)
 
 
+def report(results: str | None = None, write: str | None = None) -> None:
+    """Print the ledger of claims, and a table of all recorded runs.
+
+    Args:
+        results: Folder of records, as `ncssl sweep` leaves it; those that come along if not given.
+        write: Also put the ledger into this Markdown file, between its lines <!-- ledger --> and <!-- /ledger -->.
+    """
+    from ncssl_core import claims, records
+
+    runs = records.read_all(results)
+    verdicts = claims.ledger(runs)
+    for claim, text in claims.CLAIMS.items():
+        print(f"{claim}  {text}\n    supported if {claims.RULES[claim]}")
+        for v in verdicts:
+            if v.claim == claim and v.epochs:
+                spread = f"; largest s.d. {v.spread:.1f}" if v.spread is not None else ""
+                rests = f" ({len(v.runs)} runs of {v.epochs} epochs; seeds {v.seeds} or more{spread})" if v.runs else ""
+                print(f"    {v.backbone}, {v.data}, {v.loss}: {v.verdict.upper()}: {v.says}{rests}")
+        bare = [f"{v.backbone}, {v.data}, {v.loss}" for v in verdicts if v.claim == claim and not v.epochs]
+        if bare:
+            print(f"    NOT YET MEASURED, no record at all: {'; '.join(bare)}")
+    if runs:
+        print("\n" + claims.arms(runs).round(2).to_string(index=False, na_rep=""))
+    if write is not None:
+        _write_ledger(Path(write), claims.markdown(verdicts))
+
+
+def _write_ledger(path: Path, table: str) -> None:
+    start, end = "<!-- ledger -->\n", "<!-- /ledger -->"
+    before, opened, rest = path.read_text(encoding="utf-8").partition(start)
+    _, closed, after = rest.partition(end)
+    if not opened or not closed:
+        raise InputError(f"{path} has no lines {start.strip()} and {end} to put the ledger between")
+    write_atomically(path, lambda p: p.write_text(f"{before}{start}{table}\n{end}{after}", encoding="utf-8"))
+
+
 def _do_runs(todo: Sweep) -> None:
     print(f"{todo.suite.name} on {todo.data.name}: {_progress(todo)}", flush=True)
     while name := todo.next():
@@ -357,4 +393,5 @@ _COMMANDS: dict[str, tuple[Callable[..., object], Callable[[Namespace], None]]] 
     "embed": (embed_run, lambda s: embed_run(**s.as_dict())),
     "show": (show_runs, lambda s: show_runs(**s.as_dict())),
     "sweep": (sweep_suite, lambda s: sweep_suite(**s.as_dict())),
+    "report": (report, lambda s: report(**s.as_dict())),
 }

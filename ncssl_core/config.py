@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -140,6 +142,31 @@ class PretrainConfig:
         """The run's folder."""
         stem = Path(self.data).name.split(".")[0]
         return Path(self.out or f"runs/{stem}-{self.loss}-d{self.dim}-m{self.views}-seed{self.seed}")
+
+
+def config_from(settings: Mapping[str, Any]) -> PretrainConfig:
+    """Settings as a YAML file gives them.
+
+    Raises:
+        InputError: an unknown name, a value of the wrong type, or one that PretrainConfig refuses.
+    """
+    kinds = get_type_hints(PretrainConfig)
+    if unknown := [str(name) for name in settings if name not in kinds]:
+        raise unknown_name("setting", unknown[0], kinds)
+    return PretrainConfig(**{name: _of_kind(name, value, kinds[name]) for name, value in settings.items()})
+
+
+def _of_kind(name: str, value: Any, kind: Any) -> Any:
+    """The value, if it is of the kind that a setting's annotation asks for."""
+    alternatives = (str,) if get_origin(kind) is Literal else get_args(kind) or (kind,)
+    wanted = tuple(get_origin(k) or k for k in alternatives)
+    if float in wanted and isinstance(value, int | str) and not isinstance(value, bool):
+        with suppress(ValueError):
+            return float(value)  # YAML takes 1e-3 for a word
+    if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
+        kinds = " or ".join(k.__name__ for k in wanted if k is not type(None))
+        raise InputError(f"{name} wants {kinds}; given {value!r}")
+    return value
 
 
 def read_config(folder: str | Path) -> PretrainConfig:

@@ -94,7 +94,7 @@ def table(paths: Iterable[str | Path]) -> pd.DataFrame:
 
 
 def kappa(config: Mapping[str, Any]) -> float:
-    """The off-diagonal weight in the units that compare across widths: lambd dim; cov_coeff dim / sim_coeff in VICReg."""
+    """The off-diagonal weight, as it compares across widths: lambd dim; cov_coeff dim / sim_coeff for VICReg."""
     if config["loss"] == "vicreg":
         return float(config["cov_coeff"] * config["dim"] / config["sim_coeff"]) if config["sim_coeff"] else math.inf
     return float(config["kappa"] if config["lambd"] is None else config["lambd"] * config["dim"])
@@ -123,6 +123,18 @@ def _row(path: Path, record: dict[str, Any]) -> dict[str, Any]:
         "seconds": time["training_seconds"],
         "images/s": time["images_per_second"],
     }
+
+
+def read_all(folder: str | Path | None = None) -> dict[str, dict[str, Any]]:
+    """Every record `*.json` in a folder, by name; those that come with the package if none is given.
+
+    Raises:
+        InputError: no such folder, or as `read` does.
+    """
+    where = Path(folder) if folder is not None else shipped("results")
+    if not where.is_dir():
+        raise InputError(f"no folder {where}; wanted one of records, as `ncssl sweep --out` leaves it")
+    return {path.stem: read(path) for path in sorted(where.glob("*.json"))}
 
 
 def shipped(folder: str) -> Path:

@@ -37,13 +37,14 @@ from torch import nn
 
 from ncssl_core import records, spectra
 from ncssl_core.base import InputError, RunStopped, unknown_name, write_atomically
-from ncssl_core.config import PretrainConfig
+from ncssl_core.config import PretrainConfig, config_from
 from ncssl_core.datasets import DataSet
 from ncssl_core.pretrain import Run, hardware, pretrain, seconds_per_step, untrained_backbone
 from ncssl_core.probe import probe
 from ncssl_core.watch import lines_of
 
-_WHERE = ("data", "root", "download", "device", "compile", "checkpoint_every", "log_every", "out")  # and how, not what
+_WHERE = ("root", "download", "device", "out")  # a record leaves these to its reader
+_NOT_WHAT = ("data", *_WHERE, "compile", "checkpoint_every", "log_every")  # settings that do not decide the result
 _MARGIN = 1.1  # a run is started if 1.1 times its predicted time is left
 
 
@@ -57,7 +58,7 @@ class Task:
     def name(self, data: str) -> str:
         """What the run on the image set `data` is called: the settings that matter most, and a digest of all."""
         c, usual = self.config, PretrainConfig().plain()
-        said = {k: v for k, v in c.plain().items() if v != usual[k] and k not in _WHERE}
+        said = {k: v for k, v in c.plain().items() if v != usual[k] and k not in _NOT_WHAT}
         digest = hashlib.sha256(json.dumps([data, said], sort_keys=True).encode()).hexdigest()[:8]
         kappa = f"{records.kappa(c.plain()):.2g}"
         share = f"-f{c.fraction:.2g}" if c.fraction < 1 else ""
@@ -89,12 +90,14 @@ def read_suite(suite: str | Path) -> Suite:
         raise unknown_name("suite", str(suite), [p.stem for p in shipped.glob("*.yaml")])
     try:
         text = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if not isinstance(text, dict) or not isinstance(text.get("runs"), list):
-            raise ValueError("wanted a list of runs")
+        if not isinstance(text, dict) or not text.get("runs") or not isinstance(text["runs"], list):
+            raise InputError("wanted a list of runs")
         if strange := sorted(set(text) - {"about", "sets", "base", "runs"}):
             raise unknown_name("entry", strange[0], ("about", "sets", "base", "runs"))
+        if not all(isinstance(entry, dict) for entry in (text.get("base", {}), *text["runs"])):
+            raise InputError("base and each of runs are settings, as {dim: 64}")
         tasks = [task for entry in text["runs"] for task in _tasks({**text.get("base", {}), **entry})]
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, TypeError, AttributeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, InputError) as error:
         raise InputError(f"{path} is no suite: {' '.join(str(error).split())}") from error
     return Suite(path.stem, str(text.get("about", "")), tuple(text.get("sets", ())), tuple(tasks))
 
@@ -104,7 +107,7 @@ def _tasks(entry: dict[str, Any]) -> Iterator[Task]:
     baselines = entry.pop("baselines", False)
     values = [v if isinstance(v, list) else [v] for v in entry.values()]
     for chosen in itertools.product(*values):
-        yield Task(PretrainConfig(**dict(zip(entry, chosen, strict=True))), baselines)
+        yield Task(config_from(dict(zip(entry, chosen, strict=True))), baselines)
 
 
 def on_validation(backbone: nn.Module, run: Run) -> dict[str, float]:
@@ -288,7 +291,7 @@ class Sweep:
             started = time.perf_counter()
             scores = _probed(run, task.baselines)
             run.record["time"]["probe_seconds"] = time.perf_counter() - started
-            usual = {k: v for k, v in PretrainConfig().plain().items() if k in _WHERE and k not in ("data", "compile")}
+            usual = {k: v for k, v in PretrainConfig().plain().items() if k in _WHERE}
             record = {**run.record, **scores, "config": {**run.record["config"], **usual}}
             records.write(self.path(name), _rounded(record))
             shutil.rmtree(work)

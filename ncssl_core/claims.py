@@ -1,0 +1,477 @@
+"""The six claims of arXiv:2312.10725 (version 1, abstract), each a computation over records.
+
+    for verdict in ledger(records.read_all("results")):
+        print(verdict.claim, verdict.data, verdict.verdict, verdict.says)
+
+A cell is (claim, loss, image set, backbone); no cell fills another's. Within one, runs are compared only where all else
+is equal: epochs, batch, recipe, optimiser, validation split. Where several such settings were run, the one that decides
+most speaks, then the longest.
+
+The rules were set before any run. Accuracy is the linear probe's on the test images at the last epoch, in points, a
+mean over at least 3 seeds; what is tuned, and every curve over epochs or seconds, is read on the validation images.
+"Higher", "lower" and "better" ask for a difference of more than twice its standard error; "no worse than 0.5 below" is
+read off the means. kappa is lambd dim for Barlow Twins, cov_coeff dim / sim_coeff for VICReg. "All" images are the most
+that any run of the setting had.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from scipy.optimize import isotonic_regression
+
+from ncssl_core import records
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CLAIMS = {
+    "C1": "Orthogonality of the features matters more than the projector's dimension",
+    "C2": "Low-dimensional projectors suffice with the right weight, against the heuristic of 8192",
+    "C3": "More views of each image learn better features, earlier",
+    "C4": "With more views, up to 4x fewer images reach the same accuracy",
+    "C5": "The recommendations together halve the wall-clock time",
+    "C6": "The recommendations together raise the accuracy",
+}
+RULES = {
+    "C1": "over the (d, weight) grid at kappa <= 10 an isotonic fit on kappa explains at least 80 % of the variance of "
+    "accuracy and at least twice what one on d explains; contradicted if d explains more",
+    "C2": "the best tuned d <= 256 is no worse than 0.5 below the best tuned d = 8192, and 0.5 below d = 8192 with the "
+    "heuristic weight; contradicted if more than 2 below the tuned one",
+    "C3": "4 or 8 views reach 2 views' last accuracy in at most 75 % of the epochs and in no more seconds, and end at "
+    "least 0.5 higher at equal epochs; contradicted if they end lower",
+    "C4": "8 views of a quarter of the images (4x), or 4 views of half (2x), are no worse than 0.5 below 2 views of "
+    "all; contradicted if 2 views of as few images are as good as many views",
+    "C5": "d = 256 with 4 views reaches the last accuracy of d = 8192 with 2 views and the heuristic weight in at most "
+    "half its seconds on the same device; contradicted if it takes more than 1/1.2 of them",
+    "C6": "d = 256 with 4 views ends at least 0.5 higher than d = 8192 with 2 views and the heuristic weight; "
+    "contradicted if at least 0.5 lower",
+}
+Word = Literal["supported", "contradicted", "mixed", "too few seeds", "not yet measured"]
+SEEDS = 3
+SMALL, RECOMMENDED, HEURISTIC = 256, 256, 8192  # widths of the projector
+_PAPER = [(loss, data, "resnet50") for data in ("CIFAR-10", "STL-10") for loss in ("barlow_twins", "vicreg")]
+_SETTING = ("image_size", "validation", "stem", "hidden", "layers", "epochs", "batch", "optimizer", "lr",
+            "weight_decay", "schedule", "warmup")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the records say of a claim in a cell.
+
+    `says` is a sentence with the numbers; `effect` the number that the rule is about, in `unit`; `spread` the largest
+    standard deviation over seeds among what is compared, in points; `seeds` the fewest; `epochs` the runs' length;
+    `runs` their names.
+    """
+
+    claim: str
+    loss: str
+    data: str
+    backbone: str
+    verdict: Word
+    says: str
+    effect: float | None = None
+    unit: str = ""
+    spread: float | None = None
+    seeds: int = 0
+    epochs: int | None = None
+    runs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Runs that differ in their seed alone: (name, record) of each."""
+
+    dim: int
+    kappa: float
+    heuristic: bool  # the heuristic weight of the paper: lambd 0.0004, or 750 in VICReg
+    views: int
+    share: float  # of the images
+    runs: tuple[tuple[str, Mapping[str, Any]], ...]
+
+    @property
+    def seeds(self) -> int:
+        """How many seeds were run."""
+        return len(self.runs)
+
+    @property
+    def accuracies(self) -> list[float]:
+        """Linear probe on the test images, of each seed."""
+        return [r["probe"]["trained"]["linear"] for _, r in self.runs]
+
+    @property
+    def mean(self) -> float:
+        """Mean accuracy over seeds."""
+        return fmean(self.accuracies)
+
+    @property
+    def sd(self) -> float:
+        """Standard deviation of the accuracy over seeds; 0 for one seed."""
+        return stdev(self.accuracies) if self.seeds > 1 else 0.0
+
+    @property
+    def validation(self) -> float:
+        """Mean accuracy on the validation images at the last epoch: what tuning goes by; -inf where not measured."""
+        lasts = [r["curves"].get("evaluation_linear", [-math.inf])[-1] for _, r in self.runs]
+        return fmean(lasts)
+
+    @property
+    def hardware(self) -> set[tuple[Any, ...]]:
+        """What the seeds ran on; seconds compare only where that is one and the same."""
+        where = [r["environment"] for _, r in self.runs]
+        return {(e["device"], *((e["processor"], e["threads"]) if e["device"] == "cpu" else ())) for e in where}
+
+    def curve(self) -> tuple[list[float], list[float], list[float]]:
+        """(epochs, training seconds, validation accuracy), means over seeds."""
+        columns = ("evaluation_epoch", "evaluation_seconds", "evaluation_linear")
+        found = [[r["curves"].get(c, []) for _, r in self.runs] for c in columns]
+        epochs, seconds, accuracy = ([fmean(x) for x in zip(*column, strict=False)] for column in found)
+        startup = fmean(r["time"]["startup_seconds"] for _, r in self.runs)
+        return epochs, [s - startup for s in seconds], accuracy
+
+
+Runs = Mapping[str, Mapping[str, Any]]  # name -> record
+
+
+def ledger(runs: Runs) -> list[Verdict]:
+    """Every claim in every cell of the paper, and in every other that has records; `runs` maps names to records."""
+    settings, verdicts = _settings(runs), []
+    cells = dict.fromkeys([*_PAPER, *(cell for cell, _ in settings)])
+    for claim, rule in _RULES.items():
+        for cell in cells:
+            found = [_judge(rule, Verdict(claim, *cell, "not yet measured", ""), s)
+                     for (c, _), s in settings.items() if c == cell]  # fmt: skip
+            decides = {"not yet measured": 0, "too few seeds": 1}
+            nothing = Verdict(claim, *cell, "not yet measured", "no record")
+            verdicts.append(max(found, key=lambda v: (decides.get(v.verdict, 2), v.epochs or 0), default=nothing))
+    return verdicts
+
+
+def _settings(runs: Runs) -> dict[tuple[tuple[str, str, str], str], Runs]:
+    """The probed runs by cell (loss, image set, backbone) and by all that must be equal to compare them."""
+    found: dict[tuple[tuple[str, str, str], str], dict[str, Any]] = {}
+    for name, record in sorted(runs.items()):
+        if "linear" in record.get("probe", {}).get("trained", {}):
+            config = record["config"]
+            cell = (config["loss"], record["data"]["name"], config["backbone"])
+            same = json.dumps([record["size"], record["recipe"], *(config.get(k) for k in _SETTING)])
+            found.setdefault((cell, same), {})[name] = record
+    return dict(found)
+
+
+def arms(runs: Runs) -> pd.DataFrame:
+    """One row an arm (runs that differ in their seed alone): what it is, and mean and spread of what it reached."""
+    import pandas as pd
+
+    rows = []
+    for ((loss, data, backbone), _), group in _settings(runs).items():
+        for arm in _arms(group):
+            (_, first), *_ = arm.runs
+            knn = [r["probe"]["trained"].get("knn", math.nan) for _, r in arm.runs]
+            rows.append({
+                "data": data, "backbone": backbone, "loss": loss, "epochs": first["config"]["epochs"],
+                "batch": first["config"]["batch"], "images": first["data"]["images"], "views": arm.views,
+                "dim": arm.dim, "kappa": arm.kappa, "seeds": arm.seeds, "linear": arm.mean,
+                "sd": arm.sd if arm.seeds > 1 else math.nan, "validation": arm.validation, "knn": fmean(knn),
+                "seconds": fmean(r["time"]["training_seconds"] for _, r in arm.runs),
+            })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def markdown(verdicts: Sequence[Verdict]) -> str:
+    """The ledger as a table, one column a cell, and below it what each verdict rests on."""
+    names = {"barlow_twins": "Barlow Twins", "vicreg": "VICReg", "resnet50": "ResNet-50"}
+
+    def cell(v: Verdict) -> str:
+        return f"{names.get(v.backbone, v.backbone)}, {v.data}, {names.get(v.loss, v.loss)}"
+
+    columns = list(dict.fromkeys(cell(v) for v in verdicts))
+    lines = ["| claim | " + " | ".join(columns) + " |", "| --- " * (len(columns) + 1) + "|"]
+    for claim, text in CLAIMS.items():
+        words = {cell(v): v.verdict for v in verdicts if v.claim == claim}
+        lines.append(f"| {claim} {text} | " + " | ".join(words[c] for c in columns) + " |")
+    lines.append("")
+    for v in verdicts:
+        if v.runs:
+            spread = f", largest s.d. {v.spread:.1f}" if v.spread is not None else ""
+            rests = f"{len(v.runs)} runs of {v.epochs} epochs, seeds {v.seeds} or more{spread}"
+            lines.append(f"- **{v.claim}, {cell(v)}: {v.verdict}.** {v.says} ({rests}).")
+    return "\n".join(lines)
+
+
+def _judge(rule: Rule, blank: Verdict, runs: Runs) -> Verdict:
+    """One claim on the runs of one setting."""
+    finding = rule(_arms(runs))
+    epochs = next(iter(runs.values()))["config"]["epochs"]
+    names = tuple(sorted(name for arm in finding.arms for name, _ in arm.runs))
+    return replace(
+        blank, verdict=finding.verdict, says=finding.says, effect=finding.effect, unit=finding.unit, runs=names,
+        spread=max((a.sd for a in finding.arms if a.seeds > 1), default=None),
+        seeds=min((a.seeds for a in finding.arms), default=0), epochs=epochs,
+    )  # fmt: skip
+
+
+def _arms(runs: Runs) -> list[Arm]:
+    """The runs grouped by all but the seed."""
+    most = max(r["data"]["images"] for r in runs.values())
+    groups: dict[tuple[Any, ...], list[tuple[str, Mapping[str, Any]]]] = {}
+    for name, record in runs.items():
+        c = record["config"]
+        heuristic = c["sim_coeff"] == 750 if c["loss"] == "vicreg" else c["lambd"] == 0.0004
+        pairing = c["pairing"] if c["views"] > 2 and c["loss"] == "barlow_twins" else ""
+        weight = float(f"{records.kappa(c):.6g}")
+        coefficients = (c["sim_coeff"], c["std_coeff"], c["cov_coeff"]) if c["loss"] == "vicreg" else ()
+        share = round(record["data"]["images"] / most, 2)
+        key = (c["dim"], weight, heuristic, c["views"], share, pairing, coefficients)
+        groups.setdefault(key, []).append((name, record))
+    return [Arm(k[0], k[1], k[2], k[3], k[4], tuple(group)) for k, group in sorted(groups.items())]
+
+
+# ---- the rules --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a rule says, and the arms it rests on."""
+
+    verdict: Word
+    says: str
+    arms: Sequence[Arm] = ()
+    effect: float | None = None
+    unit: str = "points"
+
+
+Rule = Callable[[list[Arm]], Finding]
+
+
+def _missing(what: str) -> Finding:
+    return Finding("not yet measured", f"no record of {what}")
+
+
+def _few(arms: Sequence[Arm]) -> Finding:
+    """Too few seeds, with the single values as what they are."""
+    shown = "; ".join(f"d={a.dim}, kappa {a.kappa:.2g}, {a.views} views: {a.mean:.1f}" for a in arms[:4])
+    return Finding("too few seeds", f"fewest seeds {min(a.seeds for a in arms)} of {SEEDS} ({shown})", arms)
+
+
+def _difference(a: Arm, b: Arm) -> tuple[float, float]:
+    """(a - b in points, twice its standard error)."""
+    return a.mean - b.mean, 2 * math.sqrt(a.sd**2 / a.seeds + b.sd**2 / b.seeds)
+
+
+def _higher(a: Arm, b: Arm, by: float = 0.0) -> bool:
+    """Whether a ends at least `by` higher than b, by more than noise."""
+    difference, noise = _difference(a, b)
+    return difference >= by and difference > noise
+
+
+def _tuned(arms: Iterable[Arm]) -> Arm | None:
+    """The arm that the validation images choose, among those with enough seeds if there are any."""
+    return max(arms, key=lambda a: (a.seeds >= SEEDS, a.validation), default=None)
+
+
+def _small_width(arms: list[Arm]) -> list[Arm]:
+    """The arms of one width: of those up to 256 that were run with the most kinds of views and shares, the largest."""
+    kinds: dict[int, set[tuple[int, float]]] = {}
+    for arm in arms:
+        if arm.dim <= SMALL:
+            kinds.setdefault(arm.dim, set()).add((arm.views, arm.share))
+    width = max(kinds, key=lambda d: (len(kinds[d]), d), default=None)
+    return [a for a in arms if a.dim == width]
+
+
+def _c1(arms: list[Arm]) -> Finding:
+    grid = [a for a in arms if a.views == 2 and a.share == 1 and a.kappa <= 10]
+    if not _crossed(grid):
+        return _missing("a grid of at least 2 widths by 3 values of kappa")
+    enough = [a for a in grid if a.seeds >= SEEDS]
+    if not _crossed(enough):
+        return _few(sorted(grid, key=lambda a: a.seeds))
+    accuracy = np.array([a.mean for a in enough])
+    by_kappa, by_width = (_explained(np.array(x), accuracy)
+                          for x in ([a.kappa for a in enough], [a.dim for a in enough]))  # fmt: skip
+    best, worst = max(enough, key=lambda a: a.mean), min(enough, key=lambda a: a.mean)
+    says = (f"kappa explains {100 * by_kappa:.0f} % of the variance of accuracy over {len(enough)} cells, d "
+            f"{100 * by_width:.0f} %; accuracies from {worst.mean:.1f} to {best.mean:.1f}")  # fmt: skip
+    if not _higher(best, worst):
+        return Finding("mixed", f"no two cells differ by more than noise; {says}", enough, by_kappa, "of variance")
+    word: Word = "mixed"
+    if by_width > by_kappa:
+        word = "contradicted"
+    elif by_kappa >= 0.8 and by_kappa >= 2 * by_width:
+        word = "supported"
+    return Finding(word, says, enough, by_kappa, "of variance")
+
+
+def _crossed(grid: list[Arm]) -> bool:
+    """Whether at least 3 values of kappa were run at the same 2 widths or more."""
+    kappas: dict[int, set[float]] = {}
+    for arm in grid:
+        kappas.setdefault(arm.dim, set()).add(arm.kappa)
+    return any(len(a & b) >= 3 for d, a in kappas.items() for e, b in kappas.items() if d < e)
+
+
+def _explained(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> float:
+    """Share of the variance of y that the better of a rising and a falling fit on x explains."""
+    _, place, counts = np.unique(x, return_inverse=True, return_counts=True)
+    means = np.bincount(place, y) / counts
+    fits = [isotonic_regression(means, weights=counts, increasing=up).x for up in (True, False)]
+    total = ((y - y.mean()) ** 2).sum()
+    return float(max(1 - ((y - fit[place]) ** 2).sum() / total for fit in fits)) if total > 0 else 0.0
+
+
+def _c2(arms: list[Arm]) -> Finding:
+    plain = [a for a in arms if a.views == 2 and a.share == 1]
+    wide = [a for a in plain if a.dim == HEURISTIC]
+    small, tuned = _tuned(a for a in plain if a.dim <= SMALL), _tuned(wide)
+    heuristic = next((a for a in wide if a.heuristic), None)
+    if small is None:
+        return _missing(f"d <= {SMALL}")
+    if tuned is None or heuristic is None or len(wide) < 2:
+        return _missing(f"d = {HEURISTIC} with the heuristic weight and another")
+    compared = (small, tuned, heuristic)
+    if min(a.seeds for a in compared) < SEEDS:
+        return _few(compared)
+    (to_tuned, noise), (to_heuristic, _) = _difference(small, tuned), _difference(small, heuristic)
+    says = (f"d={small.dim} (kappa {small.kappa:.2g}) {small.mean:.1f}; d={HEURISTIC} tuned {tuned.mean:.1f}, "
+            f"heuristic {heuristic.mean:.1f}")  # fmt: skip
+    word: Word = "mixed"
+    if to_tuned >= -0.5 and to_heuristic >= -0.5:
+        word = "supported"
+    elif to_tuned < -2 and -to_tuned > noise:
+        word = "contradicted"
+    return Finding(word, says, compared, to_tuned)
+
+
+def _c3(arms: list[Arm]) -> Finding:
+    whole = [a for a in _small_width(arms) if a.share == 1]
+    two = _tuned(a for a in whole if a.views == 2)
+    many = [a for a in (_tuned(a for a in whole if a.views == m) for m in (4, 8)) if a]
+    if two is None or not many:
+        return _missing(f"2 and more views of all images at one d <= {SMALL}")
+    if two.seeds < SEEDS or all(a.seeds < SEEDS for a in many):
+        return _few([two, *many])
+    many = [a for a in many if a.seeds >= SEEDS]
+    parts = [_earlier(a, two) for a in many]
+    best = max(many, key=lambda a: a.validation)
+    says = "; ".join(f"{a.views} views: {p.says}" for a, p in zip(many, parts, strict=True))
+    word: Word = "mixed"
+    if any(p.epochs <= 0.75 and p.seconds <= 1 and p.higher for p in parts):
+        word = "supported"
+    elif all(_higher(two, a) for a in many):
+        word = "contradicted"
+    return Finding(word, says, [two, *many], best.mean - two.mean)
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """When one arm reaches another's last accuracy on the validation images, as shares of what the other spent."""
+
+    epochs: float
+    seconds: float
+    higher: bool  # at equal epochs, by 0.5 or more
+    says: str
+
+
+def _earlier(a: Arm, other: Arm) -> Earlier:
+    epochs, seconds, _ = other.curve()
+    at = _reached(a, other)
+    share = at[0] / epochs[-1] if epochs else math.inf
+    same = len(a.hardware | other.hardware) == 1
+    of_seconds = at[1] / seconds[-1] if seconds and same else math.inf
+    difference, noise = _difference(a, other)
+    when = "not reached" if math.isinf(share) else (
+        f"reached after {100 * share:.0f} % of the epochs, {100 * share * a.views / other.views:.0f} % of the views, "
+        + (f"{100 * of_seconds:.0f} % of the seconds" if same else "seconds not comparable"))  # fmt: skip
+    return Earlier(share, of_seconds, _higher(a, other, 0.5), f"{when}; ends {difference:+.1f} (2 s.e. {noise:.1f})")
+
+
+def _reached(a: Arm, other: Arm) -> tuple[float, float]:
+    """(epochs, training seconds) at which a's mean curve first is at the other's last accuracy; infinite if never."""
+    target = other.curve()[2][-1:]
+    epochs, seconds, accuracy = a.curve()
+    first = next((i for i, y in enumerate(accuracy) if target and y >= target[0]), None)
+    if first is None:
+        return math.inf, math.inf
+    before, after = max(first - 1, 0), first  # a straight line between evaluations
+    way = (target[0] - accuracy[before]) / (accuracy[after] - accuracy[before]) if after else 1.0
+    epoch, second = (x[before] + way * (x[after] - x[before]) if after else x[0] for x in (epochs, seconds))
+    return epoch, second
+
+
+def _c4(arms: list[Arm]) -> Finding:
+    width = _small_width(arms)
+
+    def arm(views: int, share: float) -> Arm | None:
+        return _tuned(a for a in width if a.views == views and abs(a.share - share) < 0.02)
+
+    whole = arm(2, 1.0)
+    pairs = {x: (many, control) for x, m, s in ((4, 8, 0.25), (2, 4, 0.5))
+             if (many := arm(m, s)) and (control := arm(2, s))}  # fmt: skip
+    if whole is None or not pairs:
+        return _missing("many views of a part of the images, with all images and the same part at 2 views")
+    ready = {x: pair for x, pair in pairs.items() if min(a.seeds for a in pair) >= SEEDS}
+    if whole.seeds < SEEDS or not ready:
+        return _few([whole, *(a for pair in pairs.values() for a in pair)])
+    gaps = {x: many.mean - whole.mean for x, (many, _) in ready.items()}
+    better = {x: _higher(many, control) for x, (many, control) in ready.items()}
+    parts = [f"{m.views} views of 1/{x} {m.mean:.1f}, 2 views of it {c.mean:.1f}" for x, (m, c) in ready.items()]
+    says = f"2 views of all {whole.mean:.1f}; {'; '.join(parts)}"
+    used = [whole, *(a for pair in ready.values() for a in pair)]
+    for fold in ready:
+        if gaps[fold] >= -0.5 and better[fold]:
+            return Finding("supported", f"{fold}x: {says}", used, gaps[fold])
+    word: Word = "mixed" if any(better.values()) else "contradicted"
+    return Finding(word, says, used, max(gaps.values()))
+
+
+def _recipes(arms: list[Arm]) -> tuple[Arm | None, Arm | None]:
+    """(the recommended recipe, the heuristic one), on all images."""
+    whole = [a for a in arms if a.share == 1]
+    recommended = _tuned(a for a in whole if a.dim == RECOMMENDED and a.views == 4)
+    return recommended, next((a for a in whole if a.dim == HEURISTIC and a.views == 2 and a.heuristic), None)
+
+
+def _c5(arms: list[Arm]) -> Finding:
+    recommended, heuristic = _recipes(arms)
+    if recommended is None or heuristic is None or len(recommended.hardware | heuristic.hardware) > 1:
+        return _missing("the recommended and the heuristic recipe on one device")
+    compared = (recommended, heuristic)
+    if min(a.seeds for a in compared) < SEEDS:
+        return _few(compared)
+    (_, mine, _), (_, theirs, _) = recommended.curve(), heuristic.curve()
+    if not mine or not theirs:
+        return _missing("curves of validation accuracy over seconds")
+    at = _reached(recommended, heuristic)[1]
+    ratio = at / theirs[-1]
+    if math.isinf(at):
+        word: Word = "contradicted" if mine[-1] > theirs[-1] / 1.2 else "mixed"
+        return Finding(word, f"not reached within {mine[-1] / theirs[-1]:.2f} of its seconds", compared)
+    word = "supported" if ratio <= 0.5 else "contradicted" if ratio > 1 / 1.2 else "mixed"
+    return Finding(word, f"reached in {ratio:.2f} of its {theirs[-1]:.0f} s", compared, ratio, "of the seconds")
+
+
+def _c6(arms: list[Arm]) -> Finding:
+    recommended, heuristic = _recipes(arms)
+    if recommended is None or heuristic is None:
+        return _missing("the recommended and the heuristic recipe")
+    compared = (recommended, heuristic)
+    if min(a.seeds for a in compared) < SEEDS:
+        return _few(compared)
+    difference, noise = _difference(recommended, heuristic)
+    says = f"recommended {recommended.mean:.1f}, heuristic {heuristic.mean:.1f} (2 s.e. {noise:.1f})"
+    word: Word = "mixed"
+    if _higher(recommended, heuristic, 0.5):
+        word = "supported"
+    elif _higher(heuristic, recommended, 0.5):
+        word = "contradicted"
+    return Finding(word, says, compared, difference)
+
+
+_RULES: dict[str, Rule] = {"C1": _c1, "C2": _c2, "C3": _c3, "C4": _c4, "C5": _c5, "C6": _c6}
