@@ -15,8 +15,9 @@ PACKAGE = Path(ncssl_core.__file__).parent
 FLOORS = [  # a room imports only from floors above it in this list
     {"base"},
     {"losses", "augment", "datasets", "models", "spectra", "records", "shapes", "watch"},
-    {"config", "probe", "figures"},
+    {"config", "probe", "figures", "claims"},
     {"pretrain"},
+    {"sweep"},
     {"cli"},
     {"__main__"},
 ]
@@ -49,7 +50,7 @@ def test_public_names_are_there_and_a_wrong_one_lists_them():
         ncssl_core.barlow
 
 
-@pytest.mark.parametrize("module", ["ncssl_core", "ncssl_core.records"])
+@pytest.mark.parametrize("module", ["ncssl_core", "ncssl_core.records", "ncssl_core.claims"])
 def test_the_face_needs_no_torch(module):
     code = f"import sys; import {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
