@@ -12,11 +12,13 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "augment": ["RECIPES", "MultiView", "Recipe", "ViewParameters", "clean_view"],
     "base": ["InputError", "RunStopped"],
+    "claims": ["Verdict", "ledger"],
     "config": ["PretrainConfig"],
     "datasets": ["DataSet", "Images", "load", "synthetic"],
     "losses": ["BarlowTwinsLoss", "VICRegLoss"],
     "models": ["Projector", "build_backbone"],
     "pretrain": ["Run", "load_run"],
+    "sweep": ["Suite", "Sweep", "read_suite"],
     "probe": ["extract_features", "knn_probe", "linear_probe", "paper_probe"],
 }
 _HOME = {name: room for room, names in _PUBLIC.items() for name in names}

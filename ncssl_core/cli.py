@@ -346,7 +346,7 @@ def _do_runs(todo: Sweep) -> None:
         except RunStopped as stopped:
             if stopped.exit_code > 1:
                 raise RunStopped("stopped and saved; the same command goes on", stopped.exit_code) from None
-            print(f"{name}: {stopped}", file=sys.stderr)
+            print(f"{name}: {str(stopped) if stopped.exit_code else 'saved, as the time is up'}", file=sys.stderr)
             continue
         if record:
             scores = record["probe"]["trained"]

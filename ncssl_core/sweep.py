@@ -46,6 +46,7 @@ from ncssl_core.watch import lines_of
 _WHERE = ("root", "download", "device", "out")  # a record leaves these to its reader
 _NOT_WHAT = ("data", *_WHERE, "compile", "checkpoint_every", "log_every")  # settings that do not decide the result
 _MARGIN = 1.1  # a run is started if 1.1 times its predicted time is left
+_PIXELS = 60.0  # seconds for the linear probe of raw pixels, until it was measured
 
 
 @dataclass(frozen=True)
@@ -121,11 +122,12 @@ def on_validation(backbone: nn.Module, run: Run) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of a run: training (with what comes before it), each evaluation on the way, and the probe after it."""
+    """Seconds of a run: training (with what comes before it), each evaluation on the way, the probe, the baselines."""
 
     training: float
     evaluation: float
     probe: float
+    baselines: float
 
 
 class Pace:
@@ -142,7 +144,8 @@ class Pace:
         if all(record["environment"].get(k) == v for k, v in self.here.items()):
             config, spent = record["config"], record["time"]
             each = spent["evaluation_seconds"] / max(_evaluations(PretrainConfig(**config)), 1)
-            cost = Cost(spent["startup_seconds"], each, spent["probe_seconds"])
+            probe = spent.get("probe_seconds", 0.0)
+            cost = Cost(spent["startup_seconds"], each, probe, spent.get("baselines_seconds", probe + _PIXELS))
             self.seen.append((config, record["size"], spent["views_per_second"], cost))
 
     def knows(self, config: PretrainConfig, size: int) -> bool:
@@ -156,7 +159,8 @@ class Pace:
             return None
         near = min(reversed(alike), key=lambda s: _distance(s[0], config))
         training = near[3].training + steps * config.batch * config.views / near[2]
-        return Cost(training, near[3].evaluation, near[3].probe)
+        known: Cost = replace(near[3], training=training)
+        return known
 
 
 def _distance(before: dict[str, Any], config: PretrainConfig) -> float:
@@ -183,6 +187,9 @@ class Sweep:
         shard: (i, n): of n parts, the i-th, counted from 1.
         stop_at: time of `time.monotonic()` to be over by, seconds.
         budget: seconds that were given in all; a run longer than that is done in parts.
+
+    Raises:
+        InputError: images that the suite is not for or that lack labels, or a folder that holds what is no record.
     """
 
     suite: Suite
@@ -197,12 +204,19 @@ class Sweep:
     def __post_init__(self) -> None:
         if self.suite.sets and self.data.name not in self.suite.sets:
             raise InputError(f"{self.suite.name} is for {' or '.join(self.suite.sets)}; given {self.data.name}")
+        if self.data["train"].labels is None or self.data["test"].labels is None:
+            raise InputError(f"a suite wants labelled training and test images; {self.data.name} lacks labels")
+        if self.out.exists() and not self.out.is_dir():
+            raise InputError(f"--out is a folder of records; {self.out} is a file")
         every: dict[str, Task] = {}
         for task in self.suite.tasks:
             every.setdefault(task.name(self.data.name), task)
         self.mine = dict(list(every.items())[self.shard[0] - 1 :: self.shard[1]])
         self.pace = Pace(self.device, [records.read(p) for p in sorted(self.out.glob("*.json"))])
         self.elsewhere: set[str] = set()
+        for name in every:  # a kill between writing a record and clearing up
+            if self.path(name).exists():
+                shutil.rmtree(self.work(name), ignore_errors=True)
 
     def path(self, name: str) -> Path:
         """Where a run's record is, or will be."""
@@ -227,10 +241,11 @@ class Sweep:
         for name in self.left:
             left = self.stop_at - time.monotonic()
             rough = self.predict(name)
-            if rough is None or rough < 2 * left:
+            if left > 0 and (rough is None or rough < 2 * left):
                 self.measure_pace(name)
-            seconds = self.predict(name) or 0.0
-            if _MARGIN * seconds <= left or (_MARGIN * seconds > self.budget and left > self.budget / 4):
+            seconds = _MARGIN * (self.predict(name) or math.inf)
+            in_parts = seconds > self.budget and left - self._after(name) > self.budget / 4
+            if left > 0 and (seconds <= left or in_parts):
                 return name
         return None
 
@@ -239,9 +254,17 @@ class Sweep:
         cost, config = self._cost(name), self.mine[name].config
         if cost is None:
             return None
-        done = max((line["step"] for line in lines_of(self.work(name) / "metrics.jsonl")), default=0)
-        still = 1 - min(done / self._steps(config), 1)
-        return still * (cost.training + cost.evaluation * _evaluations(config)) + cost.probe
+        started = (self.work(name) / "checkpoint.pt").exists()
+        lines = lines_of(self.work(name) / "metrics.jsonl") if started else ()
+        still = 1 - min(max((line["step"] for line in lines), default=0) / self._steps(config), 1)
+        return still * (cost.training + cost.evaluation * _evaluations(config)) + self._after(name) - cost.evaluation
+
+    def _after(self, name: str) -> float:
+        """Seconds from a run's last step to its record."""
+        cost = self._cost(name)
+        if cost is None:
+            return 0.0
+        return cost.evaluation + cost.probe + (cost.baselines if self.mine[name].baselines else 0.0)
 
     def _cost(self, name: str) -> Cost | None:
         config = self.mine[name].config
@@ -265,7 +288,8 @@ class Sweep:
         cost = self._cost(name)
         if cost is None:  # the first run of all: a forward pass is about a third of a step
             probed = min(config.probe_images or labelled, labelled) + config.validation
-            cost = Cost(0, 2 + probed / speed / 3, 5 + (labelled + test) / speed / 3)
+            after = 5 + (labelled + test) / speed / 3
+            cost = Cost(0.0, 2 + probed / speed / 3, after, after + _PIXELS)
         self.pace.seen.append((config.plain(), size, speed, replace(cost, training=0.0)))
 
     def do(self, name: str) -> dict[str, Any] | None:
@@ -275,22 +299,20 @@ class Sweep:
             InputError: settings or data that cannot be used.
             RunStopped: a signal came, the time was up, or a loss term was not finite.
         """
-        task, work, cost = self.mine[name], self.work(name), self._cost(name)
-        reserve = cost.evaluation + cost.probe if cost else 0.0
+        task, work = self.mine[name], self.work(name)
         with _lock(work) as held:
             if not held or self.path(name).exists():
                 self.elsewhere.add(name)
                 return None
+            stop_at = self.stop_at - self._after(name)
             config = replace(task.config, data=self.data.name, device=str(self.device), out=str(work))
             try:
-                run = pretrain(config, None, self.data, on_validation, resume=True, stop_at=self.stop_at - reserve)
+                run = pretrain(config, None, self.data, on_validation, resume=True, stop_at=stop_at)
             except RunStopped as stopped:
                 if stopped.exit_code == 1:  # it diverged, and would again
                     write_atomically(work / "failed.txt", lambda p: p.write_text(str(stopped), encoding="utf-8"))
                 raise
-            started = time.perf_counter()
             scores = _probed(run, task.baselines)
-            run.record["time"]["probe_seconds"] = time.perf_counter() - started
             usual = {k: v for k, v in PretrainConfig().plain().items() if k in _WHERE}
             record = {**run.record, **scores, "config": {**run.record["config"], **usual}}
             records.write(self.path(name), _rounded(record))
@@ -300,14 +322,19 @@ class Sweep:
 
 
 def _probed(run: Run, baselines: bool) -> dict[str, Any]:
-    """The record's `probe` and `spectrum`: the backbone on the test images, read here once."""
+    """The record's `probe` and `spectrum`: the backbone on the test images, read here once; and the seconds it took."""
+    started = time.perf_counter()
     train, test = run.data["train"], run.data["test"]
-    rivals: dict[str, Any] = {"trained": run.backbone}
+
+    def on_test(backbone: nn.Module | None) -> tuple[dict[str, Any], Any]:
+        return probe(backbone, train, test, run.size, run.recipe, run.device)
+
+    trained, features = on_test(run.backbone)
+    scores, spent = {"trained": trained, "test_images": len(test)}, {"probe_seconds": time.perf_counter() - started}
     if baselines:
-        rivals |= {"untrained": untrained_backbone(run.config).to(run.device), "pixels": None}
-    found = {n: probe(b, train, test, run.size, run.recipe, run.device) for n, b in rivals.items()}
-    scores = {n: scores for n, (scores, _) in found.items()}
-    return {"probe": scores | {"test_images": len(test)}, "spectrum": spectra.summary(found["trained"][1])}
+        scores |= {"untrained": on_test(untrained_backbone(run.config).to(run.device))[0], "pixels": on_test(None)[0]}
+        spent["baselines_seconds"] = time.perf_counter() - started - spent["probe_seconds"]
+    return {"probe": scores, "spectrum": spectra.summary(features), "time": {**run.record["time"], **spent}}
 
 
 def _rounded(value: Any) -> Any:

@@ -193,3 +193,99 @@ def test_progress_is_shown_otherwise(folder, tmp_path, monkeypatch):
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
     assert "img/s" in done.stderr
     assert "on_diagonal=" in done.stderr
+
+
+# ---- sweep and report -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def suite(tmp_path):
+    """Three runs of a second on a folder of labelled images."""
+    base = {"dim": 8, "epochs": 1, "batch": 8, "size": 16, "validation": 6, "probe_every": 1}
+    path = tmp_path / "try.yaml"
+    path.write_text(yaml.safe_dump({"about": "a try", "base": base, "runs": [{"kappa": [1.0, 2.0, 4.0]}]}))
+    return path
+
+
+def test_a_sweep_does_its_runs_and_a_second_call_finds_nothing_to_do(suite, folder, tmp_path, capsys):
+    words = ("sweep", suite, "--data", folder, "--out", tmp_path / "results", "--device", "cpu")
+    said = ncssl(*words, "--dry-run", capsys=capsys).out
+    assert said.count("not yet measured") == 3
+    assert not (tmp_path / "results").exists()
+    said = ncssl(*words, "--shard", "1/2", capsys=capsys).out
+    assert "try on pets: 0 of 2 done, 2 left" in said
+    assert said.count(": linear ") == 2
+    said = ncssl(*words, "--dry-run", capsys=capsys).out
+    assert said.count("   done") == 2
+    assert "2 of 3 done, 1 left, about" in said
+    assert ncssl(*words, capsys=capsys).out.count(": linear ") == 1
+    stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "results").glob("*.json")}
+    assert len(stamps) == 3
+    assert ncssl(*words, capsys=capsys).out.strip() == "try on pets: 3 of 3 done, 0 left"
+    assert {p: p.stat().st_mtime_ns for p in stamps} == stamps
+    table = ncssl("report", "--results", tmp_path / "results", capsys=capsys).out
+    assert "tiny, pets, barlow_twins: NOT YET MEASURED" in table
+    assert table.count("pets     tiny") == 3
+
+
+def test_a_budget_that_is_spent_starts_nothing(suite, folder, tmp_path, capsys):
+    said = ncssl("sweep", suite, "--data", folder, "--out", tmp_path / "r", "--time-budget", "1s", capsys=capsys).out
+    assert "no run left that fits the time; the same command goes on: 0 of 3 done, 3 left" in said
+    assert not list((tmp_path / "r").glob("*.json"))
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["cpu-views"], "cifar10 is not, or not whole, in data/; --download fetches it"),
+        (["cpu-views", "--data", "none.tar.xz"], "no data at 'none.tar.xz'"),
+        (["cpu-views", "--data", "synthetic"], "cpu-views is for CIFAR-10 or CIFAR-10-JPEG; given synthetic"),
+        (["cpu-view"], "unknown suite 'cpu-view' (did you mean 'cpu-views'"),
+        (["TRY"], "names no images: wanted --data"),
+        (["TRY", "--data", "PETS", "--shard", "3/2"], "--shard is i/n with 1 <= i <= n, e.g. 1/4; given '3/2'"),
+        (["TRY", "--data", "PETS", "--shard", "0/2"], "--shard is i/n"),
+        (["TRY", "--data", "PETS", "--time-budget", "540"], "--time-budget is a time such as 9m"),
+        (["TRY", "--data", "PETS", "--out", "TRY"], "--out is a folder of records; "),
+        (["TRY", "--data", "PLAIN", "--image-size", "16"], "unknown flag '--image-size'"),
+    ],
+)
+def test_what_a_sweep_cannot_use_is_one_sentence_and_code_2(suite, folder, tmp_path, capsys, monkeypatch, words, says):
+    monkeypatch.chdir(tmp_path)
+    given = [{"TRY": str(suite), "PETS": str(folder)}.get(w, w) for w in words]
+    said = ncssl("sweep", *given, code=2, capsys=capsys).err
+    assert says.replace("cifar10 is", "CIFAR-10 is") in said
+    assert len(said.strip().splitlines()) == 1
+    assert not (tmp_path / "results").exists()
+
+
+def test_images_without_labels_cannot_be_swept(suite, tmp_path, capsys):
+    plain = as_folder(tmp_path / "plain", {f"test/{i}.jpg": picture(i) for i in range(9)} | {
+        f"train/{i}.jpg": picture(i) for i in range(30)})  # fmt: skip
+    said = ncssl("sweep", suite, "--data", plain, "--out", tmp_path / "r", code=2, capsys=capsys).err
+    assert "wants labelled training and test images" in said
+
+
+def test_a_run_that_diverges_is_told_and_the_others_are_done(suite, folder, tmp_path, capsys):
+    text = yaml.safe_load(suite.read_text())
+    suite.write_text(yaml.safe_dump({**text, "runs": [{"lr": [1e18, 1e-3, 2e-3]}]}))
+    words = ("sweep", suite, "--data", folder, "--out", tmp_path / "r", "--device", "cpu")
+    for _ in range(2):
+        said = ncssl(*words, code=1, capsys=capsys)
+        assert "1 runs diverged (delete " in said.err
+        assert len(list((tmp_path / "r").glob("*.json"))) == 2
+
+
+def test_the_ledger_goes_between_its_lines(tmp_path, capsys):
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- ledger -->\nold\n<!-- /ledger -->\nafter\n")
+    (tmp_path / "results").mkdir()
+    for _ in range(2):
+        ncssl("report", "--results", tmp_path / "results", "--write", page, capsys=capsys)
+    text = page.read_text()
+    assert text.startswith("before\n<!-- ledger -->\n| claim |")
+    assert text.endswith("\n<!-- /ledger -->\nafter\n")
+    assert text.count("| C6 ") == 1
+    assert "old" not in text
+    page.write_text("nothing")
+    assert "has no lines" in ncssl("report", "--write", page, code=2, capsys=capsys).err
+    assert "no folder" in ncssl("report", "--results", tmp_path / "none", code=2, capsys=capsys).err

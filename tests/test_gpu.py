@@ -4,10 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+import yaml
 
 from ncssl_core import BarlowTwinsLoss, MultiView, VICRegLoss, build_backbone, linear_probe
 from ncssl_core.datasets import batches, place
 from ncssl_core.pretrain import Run, _Training, pretrain
+from ncssl_core.sweep import Sweep, read_suite
 
 pytestmark = [
     pytest.mark.gpu,
@@ -48,6 +50,20 @@ def test_a_run_learns_and_resumes(config, shapes, change, tmp_path):
     assert losses[-1] < losses[0]
     assert resumed.record["curves"]["loss"][-1] == pytest.approx(losses[-1], rel=0.1)
     assert whole.record["peak_memory_bytes"] < 2**32
+
+
+def test_a_sweep_keeps_the_images_and_the_compiled_backbone_on_the_device(shapes, tmp_path):
+    path = tmp_path / "try.yaml"
+    base = {"epochs": 1, "batch": 64, "validation": 50, "probe_every": 1, "probe_images": 100, "compile": True}
+    path.write_text(yaml.safe_dump({"base": base, "runs": [{"dim": [16, 64], "seed": [0, 1]}]}))
+    device = torch.device("cuda", 0)
+    data = shapes.to(device)
+    assert data["train"].images.is_cuda
+    todo, startup = Sweep(read_suite(path), data, tmp_path / "out", device), []
+    while name := todo.next():
+        startup.append(todo.do(name)["time"]["startup_seconds"])
+    assert len(startup) == 4
+    assert max(startup[1:]) < 2  # seconds: only the first step of all waits for the compiler
 
 
 def test_the_probe_gives_the_same_on_both_devices():

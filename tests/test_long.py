@@ -10,11 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ncssl_core import records
 
 pytestmark = pytest.mark.long
-DATA = Path(__file__).parents[2] / "shared" / "data"
+ROOT = Path(__file__).parents[1]
+DATA = ROOT.parent / "shared" / "data"
 CIFAR, IMAGENETTE = DATA / "cifar10-jpeg.tar.xz", DATA / "imagenette-96-jpeg.tar.xz"
 needs = pytest.mark.skipif
 SMALL = ["--batch", "128", "--fraction", "0.2", "--dim", "64", "--device", "cpu"]
@@ -94,6 +96,96 @@ def test_sigterm_saves_and_says_how_to_go_on(tmp_path, equal_states):
     assert equal_states(run, tmp_path / "whole")
 
 
+def sweep(suite, data, out, *more, cache=None):
+    env = {**os.environ, "NCSSL_STATIC": "1", **({"NCSSL_CACHE": cache} if cache else {})}
+    words = ["sweep", suite, "--data", data, "--out", out, "--device", "cpu", *more]
+    return subprocess.Popen([sys.executable, "-m", "ncssl_core", *map(str, words)], env=env, stdout=subprocess.PIPE)
+
+
+def names(process):
+    """The runs that a sweep says it has done, once it is over."""
+    out, _ = process.communicate()
+    assert process.returncode == 0
+    return [line.partition(b":")[0].decode() for line in out.splitlines() if b": linear " in line]
+
+
+@pytest.fixture
+def suite(tmp_path):
+    """Six short runs on the embedded images."""
+    base = {"dim": 64, "epochs": 2, "batch": 128, "fraction": 0.2, "validation": 500, "probe_every": 1}
+    path = tmp_path / "try.yaml"
+    path.write_text(yaml.safe_dump({"base": base, "runs": [{"kappa": [2.0, 5.0, 8.0], "seed": [0, 1]}]}))
+    return path
+
+
+def test_a_sweep_killed_at_ten_random_moments_leaves_every_record_whole_and_once(suite, tmp_path):
+    started = time.perf_counter()
+    assert len(names(sweep(suite, "synthetic", tmp_path / "whole"))) == 6
+    duration, whole = time.perf_counter() - started, records.read_all(tmp_path / "whole")
+    out, before = tmp_path / "killed", {}
+    for trial in range(10):
+        process = sweep(suite, "synthetic", out)
+        time.sleep(random.Random(trial).uniform(0.1, 0.4) * duration)
+        process.kill()
+        process.communicate()
+        found = records.read_all(out) if out.exists() else {}  # raises where one is torn
+        assert before.items() <= found.items()  # none is lost, none written again
+        before = found
+        if len(found) == 6:
+            break
+    names(sweep(suite, "synthetic", out))
+    found = records.read_all(out)
+    assert before.items() <= found.items()
+    assert found.keys() == whole.keys()
+    for name, record in found.items():
+        for part in ("config", "probe"):
+            assert record[part] == whole[name][part]
+        assert record["curves"]["loss"] == whole[name]["curves"]["loss"]
+
+
+@pytest.mark.parametrize("shards", [("1/2", "2/2"), ("1/1", "1/1")], ids=["shards", "no shards"])
+def test_two_sweeps_side_by_side_share_the_runs_out(suite, tmp_path, shards):
+    both = [sweep(suite, "synthetic", tmp_path / "out", "--shard", shard) for shard in shards]
+    done = [names(process) for process in both]
+    assert len(records.read_all(tmp_path / "out")) == 6
+    assert len(done[0]) + len(done[1]) == 6
+    assert not set(done[0]) & set(done[1])
+
+
+@needs(not CIFAR.exists(), reason="the real images are not beside this checkout")
+def test_a_sweep_keeps_to_its_time_and_the_next_call_goes_on(tmp_path, one_cache):
+    suite, out, known = ROOT / "experiments" / "cpu-projector.yaml", tmp_path / "out", []
+    for budget in (180, 120):
+        started = time.perf_counter()
+        done = names(sweep(suite, CIFAR, out, "--time-budget", f"{budget}s", cache=one_cache))
+        seconds = time.perf_counter() - started
+        print(f"\nbudget {budget} s: {len(done)} runs in {seconds:.0f} s")
+        assert seconds < budget + 5
+        known += done
+    assert known
+    assert len(set(known)) == len(known) == len(records.read_all(out))
+
+
+@needs(not CIFAR.exists(), reason="the real images are not beside this checkout")
+def test_the_cheapest_record_comes_out_again(tmp_path, one_cache):
+    """The recorded accuracy of the shortest run at CPU scale, within 1.5 points."""
+    results = records.read_all(ROOT / "results")
+    small = {
+        n: r for n, r in results.items() if r["data"]["name"] == "CIFAR-10-JPEG" and r["config"]["backbone"] == "tiny"
+    }
+    name, before = min(small.items(), key=lambda item: item[1]["time"]["training_seconds"])
+    out = ("data", "root", "device", "out")
+    config = {k: v for k, v in before["config"].items() if k not in out}
+    path = tmp_path / "again.yaml"
+    path.write_text(yaml.safe_dump({"runs": [{k: v for k, v in config.items() if v is not None}]}))
+    assert names(sweep(path, CIFAR, tmp_path / "out", cache=one_cache)) == [name]
+    again = records.read(tmp_path / "out" / f"{name}.json")
+    a, b = (r["probe"]["trained"]["linear"] for r in (before, again))
+    print(f"\n{name}: recorded {a:.2f}, again {b:.2f}")
+    assert abs(a - b) <= 1.5
+    assert before["data"]["checksum"] == again["data"]["checksum"]
+
+
 def test_the_demo_learns_the_shapes(tmp_path):
     run = tmp_path / "run"
     ncssl("pretrain", "--epochs", 10, "--out", run)
@@ -105,7 +197,7 @@ def test_the_demo_learns_the_shapes(tmp_path):
 
 
 def test_the_benchmark_runs(tmp_path):
-    bench = Path(__file__).parents[1] / "benchmarks" / "bench.py"
+    bench = ROOT / "benchmarks" / "bench.py"
     parts = ["loss", "step", "memory"]  # the others want peers, which `make bench` installs
     subprocess.run([sys.executable, bench, *parts, "--quick", "--data", "synthetic", "--out", tmp_path], check=True)
     (result,) = tmp_path.glob("*.json")

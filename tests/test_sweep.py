@@ -150,6 +150,7 @@ def test_each_run_leaves_one_record_without_this_machines_paths(todo, tmp_path, 
         assert set(record["probe"]) == {"trained", "test_images", *baselines}
         assert {"linear", "knn"} <= set(record["probe"]["trained"])
         assert record["time"]["probe_seconds"] > 0
+        assert ("baselines_seconds" in record["time"]) == swept.mine[name].baselines
         assert record["curves"]["evaluation_epoch"] == [1]
         assert record["spectrum"]["rankme"] > 1
         PretrainConfig(**record["config"])
@@ -205,6 +206,15 @@ def test_no_run_is_started_that_would_not_fit(todo):
     swept.budget = 1e9
     assert swept.next() is None
     assert todo(stop_at=time.monotonic() - 1, budget=10).next() is None
+
+
+def test_what_a_kill_left_behind_a_finished_run_is_cleared(todo):
+    swept = todo()
+    name = swept.next()
+    swept.do(name)
+    swept.work(name).mkdir()
+    todo()
+    assert not swept.work(name).exists()
 
 
 def test_a_shorter_run_later_in_the_list_uses_the_time(todo):
