@@ -4,14 +4,14 @@
         print(verdict.claim, verdict.data, verdict.verdict, verdict.says)
 
 A cell is (claim, loss, image set, backbone); no cell fills another's. Within one, runs are compared only where all else
-is equal: epochs, batch, recipe, optimiser, validation split. Where several such settings were run, the one that decides
-most speaks, then the longest.
+is equal: images, epochs, batch, recipe, optimiser, precision, validation split. Where several such settings were run,
+the one that decides speaks, then the longest, then the one with the most images and runs.
 
 The rules were set before any run. Accuracy is the linear probe's on the test images at the last epoch, in points, a
 mean over at least 3 seeds; what is tuned, and every curve over epochs or seconds, is read on the validation images.
-"Higher", "lower" and "better" ask for a difference of more than twice its standard error; "no worse than 0.5 below" is
-read off the means. kappa is lambd dim for Barlow Twins, cov_coeff dim / sim_coeff for VICReg. "All" images are the most
-that any run of the setting had.
+"Higher", "lower" and "better" ask for a difference of more than twice its standard error (over a whole grid: for an
+F test at 1 %); "no worse than 0.5 below" is read off the means. kappa is lambd dim for Barlow Twins, cov_coeff dim /
+sim_coeff for VICReg. More than two views are paired leave-one-out.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from scipy.optimize import isotonic_regression
+from scipy.stats import f as f_distribution
 
 from ncssl_core import records
 
@@ -67,7 +68,7 @@ class Verdict:
 
     `says` is a sentence with the numbers; `effect` the number that the rule is about, in `unit`; `spread` the largest
     standard deviation over seeds among what is compared, in points; `seeds` the fewest; `epochs` the runs' length;
-    `runs` their names.
+    `images` how many are all; `runs` the runs' names.
     """
 
     claim: str
@@ -81,7 +82,16 @@ class Verdict:
     spread: float | None = None
     seeds: int = 0
     epochs: int | None = None
+    images: int | None = None
     runs: tuple[str, ...] = ()
+
+    @property
+    def rests(self) -> str:
+        """What it rests on, in words."""
+        spread = f", largest s.d. {self.spread:.1f}" if self.spread is not None else ""
+        return (
+            f"{len(self.runs)} runs of {self.epochs} epochs on {self.images} images, {self.seeds} seeds or more{spread}"
+        )
 
 
 @dataclass(frozen=True)
@@ -92,7 +102,7 @@ class Arm:
     kappa: float
     heuristic: bool  # the heuristic weight of the paper: lambd 0.0004, or 750 in VICReg
     views: int
-    share: float  # of the images
+    share: float  # of the images of what it is compared with
     runs: tuple[tuple[str, Mapping[str, Any]], ...]
 
     @property
@@ -117,23 +127,28 @@ class Arm:
 
     @property
     def validation(self) -> float:
-        """Mean accuracy on the validation images at the last epoch: what tuning goes by; -inf where not measured."""
-        lasts = [r["curves"].get("evaluation_linear", [-math.inf])[-1] for _, r in self.runs]
-        return fmean(lasts)
+        """Mean accuracy on the validation images at the last epoch: what tuning goes by."""
+        return fmean(r["curves"]["evaluation_linear"][-1] for _, r in self.runs)
 
     @property
-    def hardware(self) -> set[tuple[Any, ...]]:
-        """What the seeds ran on; seconds compare only where that is one and the same."""
-        where = [r["environment"] for _, r in self.runs]
-        return {(e["device"], *((e["processor"], e["threads"]) if e["device"] == "cpu" else ())) for e in where}
+    def hardware(self) -> set[str]:
+        """What the seeds ran on, and how; seconds compare only where that is one and the same."""
+        return {json.dumps([r["environment"].get(k) for k in (*_where(r), "earlier", "precision")]
+                           + [r["config"].get("compile")]) for _, r in self.runs}  # fmt: skip
 
     def curve(self) -> tuple[list[float], list[float], list[float]]:
-        """(epochs, training seconds, validation accuracy), means over seeds."""
+        """(epochs, training seconds, validation accuracy) where every seed was evaluated, means over seeds."""
         columns = ("evaluation_epoch", "evaluation_seconds", "evaluation_linear")
-        found = [[r["curves"].get(c, []) for _, r in self.runs] for c in columns]
-        epochs, seconds, accuracy = ([fmean(x) for x in zip(*column, strict=False)] for column in found)
-        startup = fmean(r["time"]["startup_seconds"] for _, r in self.runs)
-        return epochs, [s - startup for s in seconds], accuracy
+        points = [list(zip(*(r["curves"][c] for c in columns), strict=True)) for _, r in self.runs]
+        shared = set.intersection(*({p[0] for p in run} for run in points))
+        kept = [[p for p in run if p[0] in shared] for run in points]
+        epochs, seconds, accuracy = ([fmean(p[k] for p in same) for same in zip(*kept, strict=True)] for k in range(3))
+        return epochs, seconds, accuracy
+
+
+def _where(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """The entries of a record's environment that name what it ran on."""
+    return ("device", "processor", "threads") if record["environment"]["device"] == "cpu" else ("device",)
 
 
 Runs = Mapping[str, Mapping[str, Any]]  # name -> record
@@ -145,22 +160,31 @@ def ledger(runs: Runs) -> list[Verdict]:
     cells = dict.fromkeys([*_PAPER, *(cell for cell, _ in settings)])
     for claim, rule in _RULES.items():
         for cell in cells:
-            found = [_judge(rule, Verdict(claim, *cell, "not yet measured", ""), s)
-                     for (c, _), s in settings.items() if c == cell]  # fmt: skip
-            decides = {"not yet measured": 0, "too few seeds": 1}
-            nothing = Verdict(claim, *cell, "not yet measured", "no record")
-            verdicts.append(max(found, key=lambda v: (decides.get(v.verdict, 2), v.epochs or 0), default=nothing))
+            blank = Verdict(claim, *cell, "not yet measured", "no record")
+            found = [_judge(rule, blank, group, images) for (c, _), group in settings.items() if c == cell
+                     for images in sorted({r["data"]["images"] for r in group.values()})]  # fmt: skip
+            verdicts.append(max(found, key=_weight, default=blank))
     return verdicts
 
 
+def _weight(v: Verdict) -> tuple[int, int, int, int]:
+    """Which of several verdicts on a cell speaks: one that decides, then the longest, most images, most runs."""
+    return {"not yet measured": 0, "too few seeds": 1}.get(v.verdict, 2), v.epochs or 0, v.images or 0, len(v.runs)
+
+
 def _settings(runs: Runs) -> dict[tuple[tuple[str, str, str], str], Runs]:
-    """The probed runs by cell (loss, image set, backbone) and by all that must be equal to compare them."""
+    """Runs that were probed, by cell (loss, image set, backbone) and by all that must be equal to compare them."""
     found: dict[tuple[tuple[str, str, str], str], dict[str, Any]] = {}
     for name, record in sorted(runs.items()):
-        if "linear" in record.get("probe", {}).get("trained", {}):
-            config = record["config"]
+        config, measured = record["config"], record["curves"].get("evaluation_epoch", [])
+        probed = "linear" in record.get("probe", {}).get("trained", {}) and measured[-1:] == [config["epochs"]]
+        if probed and not record["model"].get("custom"):
             cell = (config["loss"], record["data"]["name"], config["backbone"])
-            same = json.dumps([record["size"], record["recipe"], *(config.get(k) for k in _SETTING)])
+            others = [record["data"].get("checksum"), record["environment"].get("precision"), record["size"]]
+            recipe = {
+                k: v if isinstance(v, bool | str) else np.round(v, 4).tolist() for k, v in record["recipe"].items()
+            }
+            same = json.dumps([*others, recipe, *(config.get(k) for k in _SETTING)])
             found.setdefault((cell, same), {})[name] = record
     return dict(found)
 
@@ -171,13 +195,13 @@ def arms(runs: Runs) -> pd.DataFrame:
 
     rows = []
     for ((loss, data, backbone), _), group in _settings(runs).items():
-        for arm in _arms(group):
+        for arm, pairing in _arms(group):
             (_, first), *_ = arm.runs
             knn = [r["probe"]["trained"].get("knn", math.nan) for _, r in arm.runs]
             rows.append({
                 "data": data, "backbone": backbone, "loss": loss, "epochs": first["config"]["epochs"],
                 "batch": first["config"]["batch"], "images": first["data"]["images"], "views": arm.views,
-                "dim": arm.dim, "kappa": arm.kappa, "seeds": arm.seeds, "linear": arm.mean,
+                "pairing": pairing, "dim": arm.dim, "kappa": arm.kappa, "seeds": arm.seeds, "linear": arm.mean,
                 "sd": arm.sd if arm.seeds > 1 else math.nan, "validation": arm.validation, "knn": fmean(knn),
                 "seconds": fmean(r["time"]["training_seconds"] for _, r in arm.runs),
             })  # fmt: skip
@@ -199,38 +223,36 @@ def markdown(verdicts: Sequence[Verdict]) -> str:
     lines.append("")
     for v in verdicts:
         if v.runs:
-            spread = f", largest s.d. {v.spread:.1f}" if v.spread is not None else ""
-            rests = f"{len(v.runs)} runs of {v.epochs} epochs, seeds {v.seeds} or more{spread}"
-            lines.append(f"- **{v.claim}, {cell(v)}: {v.verdict}.** {v.says} ({rests}).")
+            lines.append(f"- **{v.claim}, {cell(v)}: {v.verdict}.** {v.says} ({v.rests}).")
     return "\n".join(lines)
 
 
-def _judge(rule: Rule, blank: Verdict, runs: Runs) -> Verdict:
-    """One claim on the runs of one setting."""
-    finding = rule(_arms(runs))
+def _judge(rule: Rule, blank: Verdict, runs: Runs, images: int) -> Verdict:
+    """One claim on the runs of one setting, those on `images` images being the ones that had all."""
+    comparable = [replace(arm, share=round(arm.share / images, 2)) for arm, pairing in _arms(runs)
+                  if arm.share <= images and pairing in ("", "leave-one-out")]  # fmt: skip
+    finding = rule(comparable)
     epochs = next(iter(runs.values()))["config"]["epochs"]
-    names = tuple(sorted(name for arm in finding.arms for name, _ in arm.runs))
     return replace(
-        blank, verdict=finding.verdict, says=finding.says, effect=finding.effect, unit=finding.unit, runs=names,
-        spread=max((a.sd for a in finding.arms if a.seeds > 1), default=None),
-        seeds=min((a.seeds for a in finding.arms), default=0), epochs=epochs,
+        blank, verdict=finding.verdict, says=finding.says, effect=finding.effect, unit=finding.unit,
+        spread=max((a.sd for a in finding.arms if a.seeds > 1), default=None), images=images, epochs=epochs,
+        seeds=min((a.seeds for a in finding.arms), default=0),
+        runs=tuple(sorted({name for arm in finding.arms for name, _ in arm.runs})),
     )  # fmt: skip
 
 
-def _arms(runs: Runs) -> list[Arm]:
-    """The runs grouped by all but the seed."""
-    most = max(r["data"]["images"] for r in runs.values())
-    groups: dict[tuple[Any, ...], list[tuple[str, Mapping[str, Any]]]] = {}
-    for name, record in runs.items():
+def _arms(runs: Runs) -> list[tuple[Arm, str]]:
+    """The runs grouped by all but the seed, one for each seed, with the pairing; `share` is their number of images."""
+    groups: dict[tuple[Any, ...], dict[int, tuple[str, Mapping[str, Any]]]] = {}
+    for name, record in sorted(runs.items()):
         c = record["config"]
         heuristic = c["sim_coeff"] == 750 if c["loss"] == "vicreg" else c["lambd"] == 0.0004
         pairing = c["pairing"] if c["views"] > 2 and c["loss"] == "barlow_twins" else ""
         weight = float(f"{records.kappa(c):.6g}")
         coefficients = (c["sim_coeff"], c["std_coeff"], c["cov_coeff"]) if c["loss"] == "vicreg" else ()
-        share = round(record["data"]["images"] / most, 2)
-        key = (c["dim"], weight, heuristic, c["views"], share, pairing, coefficients)
-        groups.setdefault(key, []).append((name, record))
-    return [Arm(k[0], k[1], k[2], k[3], k[4], tuple(group)) for k, group in sorted(groups.items())]
+        key = (c["dim"], weight, heuristic, c["views"], record["data"]["images"], pairing, coefficients)
+        groups.setdefault(key, {}).setdefault(c["seed"], (name, record))
+    return [(Arm(k[0], k[1], k[2], k[3], k[4], tuple(group.values())), k[5]) for k, group in sorted(groups.items())]
 
 
 # ---- the rules --------------------------------------------------------------------------------------------------
@@ -287,11 +309,11 @@ def _small_width(arms: list[Arm]) -> list[Arm]:
 
 
 def _c1(arms: list[Arm]) -> Finding:
-    grid = [a for a in arms if a.views == 2 and a.share == 1 and a.kappa <= 10]
-    if not _crossed(grid):
+    grid = _crossed([a for a in arms if a.views == 2 and a.share == 1 and a.kappa <= 10])
+    if not grid:
         return _missing("a grid of at least 2 widths by 3 values of kappa")
-    enough = [a for a in grid if a.seeds >= SEEDS]
-    if not _crossed(enough):
+    enough = _crossed([a for a in grid if a.seeds >= SEEDS])
+    if not enough:
         return _few(sorted(grid, key=lambda a: a.seeds))
     accuracy = np.array([a.mean for a in enough])
     by_kappa, by_width = (_explained(np.array(x), accuracy)
@@ -299,8 +321,8 @@ def _c1(arms: list[Arm]) -> Finding:
     best, worst = max(enough, key=lambda a: a.mean), min(enough, key=lambda a: a.mean)
     says = (f"kappa explains {100 * by_kappa:.0f} % of the variance of accuracy over {len(enough)} cells, d "
             f"{100 * by_width:.0f} %; accuracies from {worst.mean:.1f} to {best.mean:.1f}")  # fmt: skip
-    if not _higher(best, worst):
-        return Finding("mixed", f"no two cells differ by more than noise; {says}", enough, by_kappa, "of variance")
+    if not _differ(enough):
+        return Finding("mixed", f"the cells differ by no more than noise; {says}", enough, by_kappa, "of variance")
     word: Word = "mixed"
     if by_width > by_kappa:
         word = "contradicted"
@@ -309,12 +331,24 @@ def _c1(arms: list[Arm]) -> Finding:
     return Finding(word, says, enough, by_kappa, "of variance")
 
 
-def _crossed(grid: list[Arm]) -> bool:
-    """Whether at least 3 values of kappa were run at the same 2 widths or more."""
+def _crossed(grid: list[Arm]) -> list[Arm]:
+    """The arms whose kappa was run at 2 widths or more; none if there are not 2 widths that share 3 such values."""
     kappas: dict[int, set[float]] = {}
     for arm in grid:
         kappas.setdefault(arm.dim, set()).add(arm.kappa)
-    return any(len(a & b) >= 3 for d, a in kappas.items() for e, b in kappas.items() if d < e)
+    shared = {k for d, a in kappas.items() for e, b in kappas.items() if d < e for k in a & b}
+    enough = any(len(a & b) >= 3 for d, a in kappas.items() for e, b in kappas.items() if d < e)
+    return [a for a in grid if a.kappa in shared] if enough else []
+
+
+def _differ(cells: list[Arm]) -> bool:
+    """Whether the cells differ by more than their seeds do: a one-way analysis of variance at 1 %."""
+    values = [a.accuracies for a in cells]
+    overall = fmean(x for v in values for x in v)
+    between = sum(len(v) * (fmean(v) - overall) ** 2 for v in values) / (len(values) - 1)
+    freedom = sum(len(v) - 1 for v in values)
+    within = sum((x - fmean(v)) ** 2 for v in values for x in v) / freedom
+    return between > within * float(f_distribution.isf(0.01, len(values) - 1, freedom))
 
 
 def _explained(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> float:
@@ -336,8 +370,8 @@ def _c2(arms: list[Arm]) -> Finding:
     if tuned is None or heuristic is None or len(wide) < 2:
         return _missing(f"d = {HEURISTIC} with the heuristic weight and another")
     compared = (small, tuned, heuristic)
-    if min(a.seeds for a in compared) < SEEDS:
-        return _few(compared)
+    if min(a.seeds for a in compared) < SEEDS or all(a.heuristic or a.seeds < SEEDS for a in wide):
+        return _few([small, *wide])
     (to_tuned, noise), (to_heuristic, _) = _difference(small, tuned), _difference(small, heuristic)
     says = (f"d={small.dim} (kappa {small.kappa:.2g}) {small.mean:.1f}; d={HEURISTIC} tuned {tuned.mean:.1f}, "
             f"heuristic {heuristic.mean:.1f}")  # fmt: skip
@@ -360,7 +394,8 @@ def _c3(arms: list[Arm]) -> Finding:
     many = [a for a in many if a.seeds >= SEEDS]
     parts = [_earlier(a, two) for a in many]
     best = max(many, key=lambda a: a.validation)
-    says = "; ".join(f"{a.views} views: {p.says}" for a, p in zip(many, parts, strict=True))
+    says = f"against 2 views (kappa {two.kappa:.2g}) " + "; ".join(
+        f"{a.views} views (kappa {a.kappa:.2g}): {p.says}" for a, p in zip(many, parts, strict=True))  # fmt: skip
     word: Word = "mixed"
     if any(p.epochs <= 0.75 and p.seconds <= 1 and p.higher for p in parts):
         word = "supported"
@@ -382,9 +417,9 @@ class Earlier:
 def _earlier(a: Arm, other: Arm) -> Earlier:
     epochs, seconds, _ = other.curve()
     at = _reached(a, other)
-    share = at[0] / epochs[-1] if epochs else math.inf
+    share = at[0] / epochs[-1]
     same = len(a.hardware | other.hardware) == 1
-    of_seconds = at[1] / seconds[-1] if seconds and same else math.inf
+    of_seconds = at[1] / seconds[-1] if same else math.inf
     difference, noise = _difference(a, other)
     when = "not reached" if math.isinf(share) else (
         f"reached after {100 * share:.0f} % of the epochs, {100 * share * a.views / other.views:.0f} % of the views, "
@@ -394,14 +429,16 @@ def _earlier(a: Arm, other: Arm) -> Earlier:
 
 def _reached(a: Arm, other: Arm) -> tuple[float, float]:
     """(epochs, training seconds) at which a's mean curve first is at the other's last accuracy; infinite if never."""
-    target = other.curve()[2][-1:]
+    target = other.curve()[2][-1]
     epochs, seconds, accuracy = a.curve()
-    first = next((i for i, y in enumerate(accuracy) if target and y >= target[0]), None)
-    if first is None:
+    after = next((i for i, y in enumerate(accuracy) if y >= target), None)
+    if after is None:
         return math.inf, math.inf
-    before, after = max(first - 1, 0), first  # a straight line between evaluations
-    way = (target[0] - accuracy[before]) / (accuracy[after] - accuracy[before]) if after else 1.0
-    epoch, second = (x[before] + way * (x[after] - x[before]) if after else x[0] for x in (epochs, seconds))
+    if after == 0:
+        return epochs[0], seconds[0]
+    before = after - 1  # a straight line between evaluations
+    way = (target - accuracy[before]) / (accuracy[after] - accuracy[before])
+    epoch, second = (x[before] + way * (x[after] - x[before]) for x in (epochs, seconds))
     return epoch, second
 
 
@@ -446,8 +483,6 @@ def _c5(arms: list[Arm]) -> Finding:
     if min(a.seeds for a in compared) < SEEDS:
         return _few(compared)
     (_, mine, _), (_, theirs, _) = recommended.curve(), heuristic.curve()
-    if not mine or not theirs:
-        return _missing("curves of validation accuracy over seconds")
     at = _reached(recommended, heuristic)[1]
     ratio = at / theirs[-1]
     if math.isinf(at):

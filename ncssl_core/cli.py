@@ -281,8 +281,7 @@ def sweep_suite(
     """
     from ncssl_core.sweep import Sweep, read_suite
 
-    budget = _seconds(time_budget)
-    stop_at = time.monotonic() - time.process_time() + budget  # what was spent on starting counts, too
+    stop_at = time.monotonic() - time.process_time() + _seconds(time_budget)  # what was spent on starting counts, too
     if not (match := re.fullmatch(r"(\d+)/(\d+)", shard)) or not 1 <= int(match[1]) <= int(match[2]):
         raise InputError(f"--shard is i/n with 1 <= i <= n, e.g. 1/4; given {shard!r}")
     runs = read_suite(suite)
@@ -291,7 +290,7 @@ def sweep_suite(
         raise InputError(f"{suite} names no images: wanted --data, e.g. cifar10")
     chosen = pick_device(device)
     images = load(data or base.data, root, base.image_size, download, base.skip_unreadable)
-    todo = Sweep(runs, images.to(chosen), Path(out), chosen, (int(match[1]), int(match[2])), stop_at, budget)
+    todo = Sweep(runs, images.to(chosen), Path(out), chosen, (int(match[1]), int(match[2])), stop_at)
     if dry_run:
         for name in todo.mine:
             state = "done" if todo.path(name).exists() else todo.failed(name) or _duration(todo.predict(name))
@@ -316,8 +315,7 @@ def report(results: str | None = None, write: str | None = None) -> None:
         print(f"{claim}  {text}\n    supported if {claims.RULES[claim]}")
         for v in verdicts:
             if v.claim == claim and v.epochs:
-                spread = f"; largest s.d. {v.spread:.1f}" if v.spread is not None else ""
-                rests = f" ({len(v.runs)} runs of {v.epochs} epochs; seeds {v.seeds} or more{spread})" if v.runs else ""
+                rests = f" ({v.rests})" if v.runs else ""
                 print(f"    {v.backbone}, {v.data}, {v.loss}: {v.verdict.upper()}: {v.says}{rests}")
         bare = [f"{v.backbone}, {v.data}, {v.loss}" for v in verdicts if v.claim == claim and not v.epochs]
         if bare:
@@ -356,7 +354,8 @@ def _do_runs(todo: Sweep) -> None:
                 flush=True,
             )
     if failed := [name for name in todo.mine if todo.failed(name)]:
-        raise RunStopped(f"{len(failed)} runs diverged (delete {todo.work(failed[0])} to try again)")
+        why, where = todo.failed(failed[0]), todo.work(failed[0])
+        raise RunStopped(f"{len(failed)} runs could not be finished: {why} (delete {where} to try again)")
     if todo.left:
         print(f"no run left that fits the time; the same command goes on: {_progress(todo)}")
 

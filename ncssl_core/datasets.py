@@ -45,6 +45,7 @@ _KNOWN_ARCHIVES = {  # by SHA-256: sets whose results must not be taken for thos
     "c915bfff0de432feb3e45003fac09389dadc1469320f97122b59eac03fa04789": "CIFAR-10-JPEG",
     "268cb5d7e25dee0993867595225c200a37e6394e6fc1cb7c9a0dc651a7fc310c": "Imagenette-96",
 }
+SET_NAMES = ("CIFAR-10", "STL-10", "synthetic", *_KNOWN_ARCHIVES.values())  # what no folder's name may claim
 _CACHE_FORMAT = 1
 
 
@@ -159,6 +160,8 @@ def load(
     known = hash_file(path) if path.is_file() else _fingerprint(path)
     key = _key(known, image_size, skip_unreadable)
     name = _KNOWN_ARCHIVES.get(known, path.resolve().name.split(".")[0])
+    if known not in _KNOWN_ARCHIVES and name in SET_NAMES:
+        name += "-own"  # results on it must not be taken for those on the set of that name
     return _cached(key, lambda: _decode_all(path, name, image_size, skip_unreadable), name)
 
 

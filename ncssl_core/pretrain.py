@@ -36,7 +36,7 @@ from ncssl_core.models import Projector, build_backbone, feature_dim
 from ncssl_core.watch import Log, Signals, lines_of
 
 Evaluate = Callable[[nn.Module, "Run"], dict[str, float]]
-_MAY_DIFFER = {"device", "root", "download", "checkpoint_every", "log_every", "out"}  # on resuming
+_MAY_DIFFER = {"device", "compile", "root", "download", "checkpoint_every", "log_every", "out"}  # on resuming
 
 
 @dataclass
@@ -135,6 +135,7 @@ class _Training:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
         self.epoch = self.batch = self.step = self.startup_steps = 0
         self.seconds = self.evaluation = self.startup = 0.0
+        self.hardware = [hardware(self.device)]
         if self.device.type == "cuda":
             torch.backends.cudnn.benchmark = True
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -216,6 +217,7 @@ class _Training:
             "scaler": self.scaler.state_dict(),
             "random": torch.get_rng_state(),
             "data": self.run.data.checksum,
+            "hardware": self.hardware,
             **{name: getattr(self, name) for name in _PLACE},
         }
         write_atomically(self.run.folder / "checkpoint.pt", lambda p: torch.save(state, p))
@@ -231,6 +233,7 @@ class _Training:
         if self.scaler.is_enabled() and checkpoint["scaler"]:  # empty where the run had no need of one
             self.scaler.load_state_dict(checkpoint["scaler"])
         torch.set_rng_state(checkpoint["random"])
+        self.hardware = [*(h for h in checkpoint.get("hardware", []) if h != self.hardware[-1]), self.hardware[-1]]
         for name in _PLACE:
             setattr(self, name, checkpoint[name])
 
@@ -240,7 +243,8 @@ class _Training:
         values = evaluate(self.run.backbone, self.run)
         self.encoder.train()
         self.evaluation += time.perf_counter() - started
-        self.log.write({"step": self.step, "epoch": self.epoch, "seconds": self.seconds, "evaluation": values})
+        seconds = self.seconds - self.startup
+        self.log.write({"step": self.step, "epoch": self.epoch, "seconds": seconds, "evaluation": values})
 
     def _stop(self, signals: Signals) -> None:
         self.save()
@@ -289,22 +293,24 @@ def hardware(device: torch.device) -> dict[str, Any]:
     return {"device": device.type, "processor": processor, "threads": torch.get_num_threads()}
 
 
-def seconds_per_step(config: PretrainConfig, data: DataSet, steps: int = 5) -> float:
-    """Seconds of a training step under these settings, measured on a throw-away model after two steps of warm-up."""
-    device = pick_device(config.device)
+def seconds_per_step(config: PretrainConfig, data: DataSet, steps: int = 5, limit: float = 10.0) -> float:
+    """Seconds of a training step under these settings, on a throw-away model, after a first step that is not counted.
+
+    Fewer than `steps` are timed if they take more than `limit` seconds together.
+    """
+    device, times = pick_device(config.device), list[float]()
     with TemporaryDirectory() as folder:
         run = Run(replace(config, out=folder), Path(folder), build_backbone(config.backbone, config.stem), data, device)
         training = _Training(run, None, None)
         training.log.bar.leave = False
         training.log.bar.close()
         images = place(run.splits[0].images[: config.batch], device)
-        for step in range(steps + 2):
-            if step == 2:
-                training._synchronise()
-                started = time.perf_counter()
+        while len(times) <= steps and sum(times[1:]) < limit:
+            started = time.perf_counter()
             training.take_step(images)
-        training._synchronise()
-    return (time.perf_counter() - started) / steps
+            training._synchronise()
+            times.append(time.perf_counter() - started)
+    return sum(times[1:]) / len(times[1:])
 
 
 def _precision(config: PretrainConfig, device: torch.device) -> torch.dtype:
@@ -405,7 +411,7 @@ def _finish(training: _Training, pool: Images) -> Run:
         "data": {"name": run.data.name, "checksum": run.data.checksum, "classes": len(run.data.classes),
                  "images": len(pool), "image_size": list(pool.images.shape[-2:]), "skipped": run.data.skipped},
         "environment": records.environment() | {"threads": torch.get_num_threads()} | hardware(device)
-            | {"precision": str(training.precision).removeprefix("torch.")},
+            | {"precision": str(training.precision).removeprefix("torch."), "earlier": training.hardware[:-1]},
         "time": {"training_seconds": epochs, "startup_seconds": training.startup,
                  "evaluation_seconds": training.evaluation,
                  "total_seconds": training.seconds + training.evaluation, "steps": training.step,

@@ -14,7 +14,7 @@ A suite is a YAML file:
       - {dim: 64, seed: [1, 2], baselines: true}
 
 A run's name holds what decides its result, so that a run named by two suites is done once. `OUT/NAME.json` is its
-record; until that stands, `OUT/.work/NAME/` holds its checkpoint, and whoever works on it holds a lock there.
+record; until that stands, `OUT/.work/NAME/` holds its checkpoint, and whoever works on it holds `NAME.lock`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from torch import nn
 from ncssl_core import records, spectra
 from ncssl_core.base import InputError, RunStopped, unknown_name, write_atomically
 from ncssl_core.config import PretrainConfig, config_from
-from ncssl_core.datasets import DataSet
+from ncssl_core.datasets import SET_NAMES, DataSet
 from ncssl_core.pretrain import Run, hardware, pretrain, seconds_per_step, untrained_backbone
 from ncssl_core.probe import probe
 from ncssl_core.watch import lines_of
@@ -56,16 +56,16 @@ class Task:
     config: PretrainConfig
     baselines: bool = False
 
-    def name(self, data: str) -> str:
-        """What the run on the image set `data` is called: the settings that matter most, and a digest of all."""
+    def name(self, data: DataSet) -> str:
+        """What the run on these images is called: the settings that matter most, and a digest of all that matter."""
         c, usual = self.config, PretrainConfig().plain()
         said = {k: v for k, v in c.plain().items() if v != usual[k] and k not in _NOT_WHAT}
-        digest = hashlib.sha256(json.dumps([data, said], sort_keys=True).encode()).hexdigest()[:8]
+        of = [data.name] if data.name in SET_NAMES else [data.name, data.checksum]
+        digest = hashlib.sha256(json.dumps([*of, said], sort_keys=True).encode()).hexdigest()[:8]
         kappa = f"{records.kappa(c.plain()):.2g}"
         share = f"-f{c.fraction:.2g}" if c.fraction < 1 else ""
-        return (
-            f"{data.lower()}-{c.backbone}-{c.loss}-d{c.dim}-k{kappa}-m{c.views}-e{c.epochs}{share}-s{c.seed}-{digest}"
-        )
+        main = f"{c.backbone}-{c.loss}-d{c.dim}-k{kappa}-m{c.views}-e{c.epochs}{share}-s{c.seed}"
+        return f"{data.name.lower()}-{main}-{digest}"
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def read_suite(suite: str | Path) -> Suite:
         InputError: no such suite, or the file is no suite; says what is wrong in it.
     """
     path, shipped = Path(suite), records.shipped("experiments")
-    if not path.is_file():
+    if not path.is_file() and path.name == str(suite):
         path = shipped / f"{path.stem}.yaml"
     if not path.is_file():
         raise unknown_name("suite", str(suite), [p.stem for p in shipped.glob("*.yaml")])
@@ -141,7 +141,8 @@ class Pace:
 
     def learn(self, record: dict[str, Any]) -> None:
         """Take in a record, if it was made on this device."""
-        if all(record["environment"].get(k) == v for k, v in self.here.items()):
+        where = record["environment"]
+        if all(where.get(k) == v for k, v in self.here.items()) and not where.get("earlier"):
             config, spent = record["config"], record["time"]
             each = spent["evaluation_seconds"] / max(_evaluations(PretrainConfig(**config)), 1)
             probe = spent.get("probe_seconds", 0.0)
@@ -185,8 +186,7 @@ class Sweep:
         out: the folder of records.
         device: where to run.
         shard: (i, n): of n parts, the i-th, counted from 1.
-        stop_at: time of `time.monotonic()` to be over by, seconds.
-        budget: seconds that were given in all; a run longer than that is done in parts.
+        stop_at: time of `time.monotonic()` to be over by, seconds; a run too long for any such call is done in parts.
 
     Raises:
         InputError: images that the suite is not for or that lack labels, or a folder that holds what is no record.
@@ -198,25 +198,39 @@ class Sweep:
     device: torch.device
     shard: tuple[int, int] = (1, 1)
     stop_at: float = math.inf
-    budget: float = math.inf
     pace: Pace = field(init=False)
 
     def __post_init__(self) -> None:
-        if self.suite.sets and self.data.name not in self.suite.sets:
-            raise InputError(f"{self.suite.name} is for {' or '.join(self.suite.sets)}; given {self.data.name}")
-        if self.data["train"].labels is None or self.data["test"].labels is None:
-            raise InputError(f"a suite wants labelled training and test images; {self.data.name} lacks labels")
         if self.out.exists() and not self.out.is_dir():
             raise InputError(f"--out is a folder of records; {self.out} is a file")
         every: dict[str, Task] = {}
         for task in self.suite.tasks:
-            every.setdefault(task.name(self.data.name), task)
+            every.setdefault(task.name(self.data), task)
+        self._check(every)
         self.mine = dict(list(every.items())[self.shard[0] - 1 :: self.shard[1]])
         self.pace = Pace(self.device, [records.read(p) for p in sorted(self.out.glob("*.json"))])
         self.elsewhere: set[str] = set()
-        for name in every:  # a kill between writing a record and clearing up
+        self.whole = self.stop_at - time.monotonic()
+
+    def _check(self, every: dict[str, Task]) -> None:
+        """That these images can be used, and that records and unfinished runs in the folder are of these runs."""
+        suite, data = self.suite, self.data
+        if suite.sets and data.name not in suite.sets:
+            raise InputError(f"{suite.name} is for {' or '.join(suite.sets)}; given {data.name}")
+        if data["train"].labels is None or data["test"].labels is None:
+            raise InputError(f"a suite wants labelled training and test images; {data.name} lacks labels")
+        if len({(t.config.data, t.config.image_size, t.config.skip_unreadable) for t in every.values()}) > 1:
+            raise InputError(
+                f"the runs of {suite.name} differ in data, image_size or skip_unreadable; wanted one for all"
+            )
+        for name, task in every.items():
+            if self._images(task.config) < task.config.batch:
+                raise InputError(f"{suite.name} has batches of {task.config.batch}; too few images for {name}")
             if self.path(name).exists():
-                shutil.rmtree(self.work(name), ignore_errors=True)
+                held, wanted = records.read(self.path(name))["config"], task.config.plain()
+                if differing := [k for k in wanted if k not in _NOT_WHAT and held.get(k, wanted[k]) != wanted[k]]:
+                    raise InputError(f"{self.path(name)} is of a run with another {', '.join(differing)}; move it away")
+                shutil.rmtree(self.work(name), ignore_errors=True)  # left by a kill after the record was written
 
     def path(self, name: str) -> Path:
         """Where a run's record is, or will be."""
@@ -231,6 +245,10 @@ class Sweep:
         note = self.work(name) / "failed.txt"
         return note.read_text(encoding="utf-8") if note.exists() else None
 
+    def _give_up(self, name: str, why: str) -> str:
+        write_atomically(self.work(name) / "failed.txt", lambda p: p.write_text(why, encoding="utf-8"))
+        return why
+
     @property
     def left(self) -> list[str]:
         """Runs without a record, in order of worth, that nobody else is at and that did not fail."""
@@ -240,12 +258,19 @@ class Sweep:
         """The first run left that fits the time left, or None. A run longer than the whole budget is done in parts."""
         for name in self.left:
             left = self.stop_at - time.monotonic()
+            if left <= 0:
+                return None
             rough = self.predict(name)
-            if left > 0 and (rough is None or rough < 2 * left):
-                self.measure_pace(name)
+            if rough is None or rough < 2 * left:
+                try:
+                    self.measure_pace(name)
+                except torch.OutOfMemoryError:
+                    self._give_up(name, "not enough memory on the device")
+                    continue
+                left = self.stop_at - time.monotonic()
             seconds = _MARGIN * (self.predict(name) or math.inf)
-            in_parts = seconds > self.budget and left - self._after(name) > self.budget / 4
-            if left > 0 and (seconds <= left or in_parts):
+            in_parts = seconds > 0.8 * self.whole and left - self._after(name) > self.whole / 4
+            if seconds <= left or in_parts:
                 return name
         return None
 
@@ -274,8 +299,11 @@ class Sweep:
         return config.size or self.data["train"].images.shape[-2]
 
     def _steps(self, config: PretrainConfig) -> int:
+        return config.epochs * (self._images(config) // config.batch)
+
+    def _images(self, config: PretrainConfig) -> int:
         pool = len(self.data.pretraining) - (0 if "unlabeled" in self.data else config.validation)
-        return config.epochs * max(round(config.fraction * pool) // config.batch, 1)
+        return round(config.fraction * pool)
 
     def measure_pace(self, name: str) -> None:
         """Time a few steps like a run's, if none like them was seen."""
@@ -300,7 +328,7 @@ class Sweep:
             RunStopped: a signal came, the time was up, or a loss term was not finite.
         """
         task, work = self.mine[name], self.work(name)
-        with _lock(work) as held:
+        with _lock(self.out / ".work" / f"{name}.lock") as held:
             if not held or self.path(name).exists():
                 self.elsewhere.add(name)
                 return None
@@ -310,13 +338,15 @@ class Sweep:
                 run = pretrain(config, None, self.data, on_validation, resume=True, stop_at=stop_at)
             except RunStopped as stopped:
                 if stopped.exit_code == 1:  # it diverged, and would again
-                    write_atomically(work / "failed.txt", lambda p: p.write_text(str(stopped), encoding="utf-8"))
+                    self._give_up(name, str(stopped))
                 raise
+            except torch.OutOfMemoryError:
+                raise RunStopped(self._give_up(name, "not enough memory on the device")) from None
             scores = _probed(run, task.baselines)
             usual = {k: v for k, v in PretrainConfig().plain().items() if k in _WHERE}
             record = {**run.record, **scores, "config": {**run.record["config"], **usual}}
             records.write(self.path(name), _rounded(record))
-            shutil.rmtree(work)
+            shutil.rmtree(work, ignore_errors=True)
         self.pace.learn(record)
         return record
 
@@ -347,18 +377,19 @@ def _rounded(value: Any) -> Any:
 
 
 @contextmanager
-def _lock(folder: Path) -> Iterator[bool]:
-    """Hold a folder's lock, if nobody else does; the system frees it when its holder dies."""
+def _lock(path: Path) -> Iterator[bool]:
+    """Hold a lock, if nobody else does; the system frees it when its holder dies."""
     try:
         import fcntl
     except ImportError:  # not on Windows: give side-by-side sweeps shards there
         yield True
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w", encoding="utf-8") as file:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             yield False
             return
         yield True
+        path.unlink(missing_ok=True)  # whoever has it open still sees that the record is there now

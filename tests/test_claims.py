@@ -10,6 +10,7 @@ import pytest
 
 from ncssl_core import InputError, PretrainConfig, claims, records
 from ncssl_core.claims import CLAIMS, RULES, ledger, markdown
+from ncssl_core.sweep import read_suite
 
 ROOT = Path(__file__).parents[1]
 
@@ -47,7 +48,7 @@ class Made:
                 "environment": {"device": device, "processor": "p", "threads": 2},
                 "time": {"startup_seconds": 5.0, "training_seconds": seconds * self.epochs},
                 "probe": {"trained": {"linear": last, "knn": last - 2}},
-                "curves": {"evaluation_epoch": epochs, "evaluation_seconds": [5 + seconds * e for e in epochs],
+                "curves": {"evaluation_epoch": epochs, "evaluation_seconds": [seconds * e for e in epochs],
                            "evaluation_linear": curve},
             }  # fmt: skip
         return self
@@ -111,6 +112,29 @@ def test_c1_reads_the_grid_at_kappa_up_to_10_with_enough_seeds():
     assert Made().add(70, kappa=2.0).add(60, kappa=0.2).verdict("C1").verdict == "not yet measured"
 
 
+@pytest.mark.parametrize("grid", [GRID, [(d, k) for d in (16, 256, 1024) for k in (0.02, 2.0, 8.0)]], ids=len)
+def test_c1_noise_decides_nothing(grid):
+    """Where all cells are the same in truth, at most a few in a hundred draws of seeds give a verdict."""
+    generator, decided = np.random.default_rng(0), 0
+    for _ in range(100):
+        made = Made()
+        for d, k in grid:
+            made.add(70, dim=d, kappa=k)
+        for record in made.runs.values():
+            record["probe"]["trained"]["linear"] = generator.normal(70, 0.5)
+        decided += made.verdict("C1").verdict != "mixed"
+    assert decided <= 4
+
+
+def test_c1_counts_values_of_kappa_that_several_widths_share():
+    made = Made()
+    for d, k in GRID:
+        made.add(70 + 2 * math.log(k), dim=d, kappa=k)
+    before = made.verdict("C1")
+    made.add(10, dim=256, kappa=5.12)
+    assert made.verdict("C1") == before
+
+
 def test_explained_is_one_for_a_monotone_truth_and_zero_for_none():
     x = np.repeat([1.0, 2.0, 3.0, 4.0], 3)
     assert claims._explained(x, x**3) == pytest.approx(1)
@@ -159,6 +183,8 @@ def test_c2_takes_what_the_validation_images_choose():
 def test_c2_without_its_evidence():
     assert widths("barlow_twins", 80, 80, 80, seeds=2).verdict("C2").verdict == "too few seeds"
     assert Made().add(80).verdict("C2").verdict == "not yet measured"
+    untuned = Made().add(80).add(79, dim=8192, lambd=0.0004).add(84, dim=8192, kappa=6.5, seeds=2)
+    assert untuned.verdict("C2").verdict == "too few seeds"
     only_heuristic = Made().add(80).add(80, dim=8192, lambd=0.0004)
     assert only_heuristic.verdict("C2").verdict == "not yet measured"
     assert Made().add(80, dim=8192, lambd=0.0004).verdict("C2").verdict == "not yet measured"
@@ -213,8 +239,24 @@ def test_when_another_accuracy_is_reached_is_read_off_a_straight_line():
     for record in made.runs.values():
         many = record["config"]["views"] == 4
         record["curves"]["evaluation_linear"] = [60, 70, 90, 91] if many else [50, 60, 70, 80]
-        record["curves"]["evaluation_seconds"] = [5 + s for s in ((2, 4, 6, 8) if many else (1, 2, 3, 4))]
+        record["curves"]["evaluation_seconds"] = [2, 4, 6, 8] if many else [1, 2, 3, 4]
     assert "after 62 % of the epochs, 125 % of the views, 125 % of the seconds" in made.verdict("C3").says
+
+
+def test_seeds_evaluated_at_different_epochs_are_averaged_where_all_were():
+    made = Made(epochs=20).add(80, noise=0).add(82, views=4, noise=0, rise=3, seconds=10)
+    expected = made.verdict("C3")
+    curves = next(r for r in made.runs.values() if r["config"]["views"] == 4)["curves"]
+    for name, values in curves.items():
+        curves[name] = values[4::5]
+    arm = next(a for a, _ in claims._arms(made.runs) if a.views == 4)
+    assert arm.curve()[0] == [5, 10, 15, 20]
+    assert made.verdict("C3").verdict == expected.verdict == "supported"
+
+
+def test_views_that_count_themselves_are_another_estimator():
+    made = Made().add(80).add(82, views=4, rise=3, seconds=20, pairing="mean")
+    assert made.verdict("C3").verdict == "not yet measured"
 
 
 # ---- C4 ---------------------------------------------------------------------------------------------------------
@@ -259,6 +301,17 @@ def test_c4_without_its_evidence():
     assert Made().add(80, views=8, share=0.25).add(70, share=0.25).verdict("C4").verdict == "not yet measured"
 
 
+def test_c4_all_is_what_has_its_own_parts():
+    made = shares("barlow_twins", 80, 79.7, 70)
+    made.add(90, dim=512, share=1.0)
+    made.images *= 2
+    made.add(90, dim=512)  # a run on more images than any other
+    verdict = made.verdict("C4")
+    assert (verdict.verdict, verdict.images) == ("supported", 45_000)
+    halves = Made().add(80, share=0.5).add(80, views=4, share=0.25).add(75, share=0.25)
+    assert halves.verdict("C4").images == 22_500  # said as such: all are the half here
+
+
 # ---- C5 and C6 --------------------------------------------------------------------------------------------------
 
 
@@ -297,6 +350,16 @@ def test_c6(loss, mine, noise, word):
     verdict = recipes(loss, mine, noise=noise).verdict("C6")
     assert verdict.verdict == word
     assert verdict.effect == pytest.approx(mine - 80)
+
+
+@pytest.mark.parametrize("change", ["compile", "precision", "earlier"])
+def test_seconds_compare_only_between_like_runs(change):
+    made = recipes("barlow_twins", 82, rise=3, seconds=20)
+    assert made.verdict("C5").verdict == "supported"
+    for record in made.runs.values():
+        if record["config"]["views"] == 4:
+            (record["config"] if change == "compile" else record["environment"])[change] = "other"
+    assert made.verdict("C5").verdict == "not yet measured"
 
 
 def test_c6_without_its_evidence():
@@ -348,11 +411,46 @@ def test_the_setting_that_decides_speaks_then_the_longest():
     assert made.verdict("C6").effect == pytest.approx(5)
 
 
-def test_a_run_without_a_probe_counts_for_nothing():
+@pytest.mark.parametrize("lack", ["probe", "validation", "last epoch", "named backbone"])
+def test_a_run_that_lacks_what_the_protocol_asks_counts_for_nothing(lack):
     made = recipes("barlow_twins", 82)
     for record in made.runs.values():
-        del record["probe"]
+        if lack == "probe":
+            del record["probe"]
+        elif lack == "validation":
+            record["curves"] = {}
+        elif lack == "last epoch":
+            record["curves"]["evaluation_epoch"][-1] -= 1
+        else:
+            record["model"]["custom"] = "Mine"
     assert made.verdict("C6").verdict == "not yet measured"
+
+
+def test_a_seed_counts_once():
+    made = recipes("barlow_twins", 82, seeds=1)
+    for copy in range(3):
+        made.runs |= {f"{name} {copy}": record for name, record in made.runs.items()}
+    assert made.verdict("C6").verdict == "too few seeds"
+    assert made.verdict("C6").seeds == 1
+
+
+@pytest.mark.parametrize("scale", ["cifar10", "96px"])
+def test_the_suites_decide_every_claim_for_both_losses(scale):
+    """Records of every run of the suites, all alike: each verdict is one of the three that decide."""
+    made, images = Made(), {"CIFAR-10": 50_000, "STL-10": 105_000}
+    data = {"cifar10": "CIFAR-10", "96px": "STL-10"}[scale]
+    for kind in ("projector", "views", "fraction", "pareto"):
+        for task in read_suite(f"{scale}-{kind}").tasks:
+            c = task.config.plain()
+            made.loss, made.data, made.epochs = c["loss"], data, c["epochs"]
+            before = set(made.runs)
+            made.add(80 + records.kappa(c) / 100, dim=c["dim"], views=c["views"], seeds=1, sim=1.0)
+            for name in set(made.runs) - before:
+                made.runs[name]["config"] = c
+                made.runs[name]["data"]["images"] = round((images[data] - c["validation"]) * c["fraction"])
+    found = {(v.claim, v.loss): v.verdict for v in ledger(made.runs) if v.data == data}
+    assert len(found) == 12
+    assert set(found.values()) <= {"supported", "contradicted", "mixed"}, found
 
 
 def test_the_order_of_records_does_not_matter():

@@ -290,3 +290,9 @@ def test_batches_cover_an_epoch_once_and_can_start_in_its_middle():
     assert all(torch.equal(a, b) for a, b in zip(epoch[2:], batches(images, 5, cpu, 1, 0, first=2), strict=True))
     assert not torch.equal(torch.cat(epoch), torch.cat(list(batches(images, 5, cpu, 1, 1))))
     assert place(images, cpu) is images
+
+
+def test_a_folder_cannot_pass_for_a_known_set(tmp_path):
+    for name in ("CIFAR-10", "STL-10", "Imagenette-96"):
+        assert load(as_folder(tmp_path / name, files())).name == f"{name}-own"
+    assert load(as_folder(tmp_path / "pets", files())).name == "pets"

@@ -54,14 +54,15 @@ def test_lists_are_multiplied_out_in_order_and_repeats_dropped(todo):
 
 
 def test_a_name_holds_what_decides_the_result_and_nothing_else():
-    task = Task(PretrainConfig(dim=64, kappa=2.0))
-    name = task.name("CIFAR-10-JPEG")
+    task, cifar = Task(PretrainConfig(dim=64, kappa=2.0)), DataSet("CIFAR-10-JPEG", (), "abc", {})
+    name = task.name(cifar)
     assert name.startswith("cifar-10-jpeg-tiny-barlow_twins-d64-k2-m2-e10-s0-")
     for same in ({"out": "x"}, {"device": "cpu"}, {"data": "y"}, {"root": "z"}, {"log_every": 3}, {"compile": True}):
-        assert Task(replace(task.config, **same)).name("CIFAR-10-JPEG") == name
+        assert Task(replace(task.config, **same)).name(cifar) == name
     others = [{"seed": 1}, {"lambd": 0.1}, {"batch": 128}, {"fraction": 0.5}, {"recipe": "stl"}, {"lr": 2e-3}]
-    names = {Task(replace(task.config, **other)).name("CIFAR-10-JPEG") for other in others}
-    assert len({name, task.name("CIFAR-10"), *names}) == len(others) + 2
+    names = {Task(replace(task.config, **other)).name(cifar) for other in others}
+    sets = [cifar, DataSet("CIFAR-10", (), "abc", {}), DataSet("pets", (), "abc", {}), DataSet("pets", (), "def", {})]
+    assert len({*names, *(task.name(d) for d in sets)}) == len(others) + 4
 
 
 @pytest.mark.parametrize(
@@ -91,13 +92,15 @@ def test_a_file_that_is_no_suite_is_told_what_is_wrong(tmp_path, text, says):
 def test_an_unknown_suite_is_answered_with_the_names():
     with pytest.raises(InputError, match=r"unknown suite 'cpu-project'.*did you mean 'cpu-projector'.*cifar10-views"):
         read_suite("cpu-project")
+    with pytest.raises(InputError, match="unknown suite 'elsewhere/cpu-projector.yaml'"):
+        read_suite("elsewhere/cpu-projector.yaml")  # a path is not answered with what comes along
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_the_suites_that_come_along_are_sound(name):
     suite = read_suite(name)
     assert suite.about
-    assert len({t.name("x") for t in suite.tasks}) >= 6
+    assert len({t.name(DataSet("x", (), "", {})) for t in suite.tasks}) >= 6
     for task in suite.tasks:
         c = task.config
         assert c.probe_every
@@ -188,7 +191,7 @@ def test_shards_share_the_runs_out(todo):
 def test_a_run_in_other_hands_is_left_alone(todo):
     one, other = todo(), todo()
     name = one.next()
-    with sweep._lock(one.work(name)) as held:
+    with sweep._lock(one.work(name).with_suffix(".lock")) as held:
         assert held
         assert other.do(name) is None
         assert name not in other.left
@@ -198,14 +201,23 @@ def test_a_run_in_other_hands_is_left_alone(todo):
 
 
 def test_no_run_is_started_that_would_not_fit(todo):
-    swept = todo(stop_at=time.monotonic() + 1000, budget=1000)
+    swept = todo(stop_at=time.monotonic() + 1000)
     name = swept.next()
     swept.pace.seen = [(s[0], s[1], s[2] / 1e6, s[3]) for s in swept.pace.seen]  # a million times slower
     assert swept.predict(name) > 2000
-    assert swept.next() == name  # longer than any call of this budget: in parts
-    swept.budget = 1e9
+    assert swept.next() == name  # longer than any call of this length: in parts
+    swept.whole = 1e9
     assert swept.next() is None
-    assert todo(stop_at=time.monotonic() - 1, budget=10).next() is None
+    assert todo(stop_at=time.monotonic() - 1).next() is None
+
+
+def test_a_run_that_just_misses_every_call_of_this_length_is_done_in_parts(todo):
+    swept = todo([{"epochs": 60}])
+    (name,) = swept.mine
+    swept.measure_pace(name)
+    needed = swept.predict(name)
+    swept.whole, swept.stop_at = 1.2 * needed, time.monotonic() + needed  # loading and measuring took the rest
+    assert swept.next() == name
 
 
 def test_what_a_kill_left_behind_a_finished_run_is_cleared(todo):
@@ -223,7 +235,7 @@ def test_a_shorter_run_later_in_the_list_uses_the_time(todo):
     swept.measure_pace(long)
     needed = swept.predict(long)
     assert swept.predict(short) < needed / 2
-    swept.stop_at, swept.budget = time.monotonic() + 0.9 * needed, 100 * needed
+    swept.stop_at, swept.whole = time.monotonic() + 0.9 * needed, 100 * needed
     assert swept.next() == short
 
 
@@ -238,7 +250,10 @@ def test_time_up_saves_and_the_next_call_goes_on(todo, equal_states):
         cut.do(name)
     assert not cut.path(name).exists()
     again = todo(runs)
-    assert again.predict(name) is None or again.predict(name) > 0
+    fresh = todo(runs, out=cut.out.parent / "fresh")
+    fresh.measure_pace(name)
+    again.pace = fresh.pace
+    assert 0 < again.predict(name) < fresh.predict(name)
     record = again.do(name)
     for curve in ("loss", "evaluation_linear", "step"):
         assert record["curves"][curve] == expected["curves"][curve]
@@ -254,6 +269,66 @@ def test_a_run_that_diverges_is_reported_and_not_tried_again(todo):
     assert swept.left == [good]
     assert todo([{"lr": [1e18, 1e-3], "epochs": 2}]).left == [good]
     assert not swept.path(bad).exists()
+
+
+def test_a_run_that_does_not_fit_the_memory_is_given_up(todo, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    swept = todo()
+    first, second, third = swept.mine
+    swept.measure_pace(first)
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep, "pretrain", full)
+        with pytest.raises(RunStopped, match="not enough memory"):
+            swept.do(first)
+        patch.setattr(sweep, "seconds_per_step", full)
+        swept.pace.seen.clear()
+        assert swept.next() is None
+    assert [swept.failed(n) for n in (first, second, third)] == ["not enough memory on the device"] * 3
+
+
+def test_a_record_of_another_run_under_the_name_stops_the_sweep(todo):
+    swept = todo([{"kappa": 2.0}])
+    name = swept.next()
+    record = swept.do(name)
+    records.write(swept.path(name), {**record, "config": {**record["config"], "lr": 0.5}})
+    with pytest.raises(InputError, match=f"{name}.json is of a run with another lr"):
+        todo([{"kappa": 2.0}])
+
+
+@pytest.mark.parametrize(
+    ("runs", "says"),
+    [([{"image_size": [16, 32]}], "differ in data, image_size"), ([{"batch": 512}], "batches of 512; too few images")],
+)
+def test_a_suite_that_cannot_be_done_on_these_images_says_so_before_it_starts(todo, runs, says):
+    with pytest.raises(InputError, match=says):
+        todo(runs)
+
+
+def test_compiling_or_not_an_unfinished_run_goes_on(todo, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    runs = [{"epochs": 2, "log_every": 1, "compile": False}]
+    cut = todo(runs, stop_at=time.monotonic() + 0.5)
+    (name,) = cut.mine
+    with pytest.raises(RunStopped, match="time limit"):
+        cut.do(name)
+    again = todo([{**runs[0], "compile": True}])
+    assert again.do(name)["config"]["compile"]
+
+
+def test_what_another_machine_began_says_so(todo, monkeypatch):
+    runs = [{"epochs": 2, "log_every": 1}]
+    cut = todo(runs, stop_at=time.monotonic())
+    (name,) = cut.mine
+    with pytest.raises(RunStopped):
+        cut.do(name)
+    again = todo(runs)
+    monkeypatch.setattr("ncssl_core.pretrain.hardware", lambda _: {"device": "another"})
+    record = again.do(name)
+    assert record["environment"]["device"] == "another"
+    assert [h["device"] for h in record["environment"]["earlier"]] == ["cpu"]
+    assert not Pace(CPU, [record]).seen
 
 
 def test_a_record_that_is_none_stops_the_sweep(todo, tmp_path):
