@@ -209,18 +209,21 @@ def arms(runs: Runs) -> pd.DataFrame:
 
 
 def markdown(verdicts: Sequence[Verdict]) -> str:
-    """The ledger as a table, one column a cell, and below it what each verdict rests on."""
+    """The ledger as a table, one column a cell that has records, and below it what each verdict rests on."""
     names = {"barlow_twins": "Barlow Twins", "vicreg": "VICReg", "resnet50": "ResNet-50"}
 
     def cell(v: Verdict) -> str:
         return f"{names.get(v.backbone, v.backbone)}, {v.data}, {names.get(v.loss, v.loss)}"
 
-    columns = list(dict.fromkeys(cell(v) for v in verdicts))
-    lines = ["| claim | " + " | ".join(columns) + " |", "| --- " * (len(columns) + 1) + "|"]
+    columns = list(dict.fromkeys(cell(v) for v in verdicts if v.epochs))
+    bare = dict.fromkeys(cell(v) for v in verdicts if cell(v) not in columns)
+    lines = ["| claim | " + "".join(f"{c} | " for c in columns), "| --- " * (len(columns) + 1) + "|"]
     for claim, text in CLAIMS.items():
         words = {cell(v): v.verdict for v in verdicts if v.claim == claim}
-        lines.append(f"| {claim} {text} | " + " | ".join(words[c] for c in columns) + " |")
-    lines.append("")
+        lines.append(f"| {claim} {text} | " + "".join(f"{words[c]} | " for c in columns))
+    lines = [line.rstrip() for line in lines]
+    lines += ["", f"Without any record yet: {'; '.join(bare)}."] if bare else []
+    lines += [""]
     for v in verdicts:
         if v.runs:
             lines.append(f"- **{v.claim}, {cell(v)}: {v.verdict}.** {v.says} ({v.rests}).")
