@@ -11,7 +11,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_type_hints
 
@@ -265,6 +265,7 @@ def sweep_suite(
     shard: str = "1/1",
     dry_run: bool = False,
     device: str = "auto",
+    compile: bool = False,
 ) -> None:
     """Do the next runs of a suite that have no record yet, within a time.
 
@@ -278,6 +279,7 @@ def sweep_suite(
         shard: Of n parts of the suite do the i-th, as i/n: for several machines.
         dry_run: List the runs and the time each would take, and do none.
         device: "auto", "cpu", "cuda", ...
+        compile: Compile the backbone, once for all runs with the same number of views and images in a step.
     """
     from ncssl_core.sweep import Sweep, read_suite
 
@@ -289,6 +291,8 @@ def sweep_suite(
     if data is None and base.data == "synthetic":
         raise InputError(f"{suite} names no images: wanted --data, e.g. cifar10")
     chosen = pick_device(device)
+    if compile:
+        runs = replace(runs, tasks=tuple(replace(t, config=replace(t.config, compile=True)) for t in runs.tasks))
     images = load(data or base.data, root, base.image_size, download, base.skip_unreadable)
     todo = Sweep(runs, images.to(chosen), Path(out), chosen, (int(match[1]), int(match[2])), stop_at)
     if dry_run:

@@ -3,10 +3,12 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -184,6 +186,18 @@ def test_the_cheapest_record_comes_out_again(tmp_path, one_cache):
     print(f"\n{name}: recorded {a:.2f}, again {b:.2f}")
     assert abs(a - b) <= 1.5
     assert before["data"]["checksum"] == again["data"]["checksum"]
+
+
+def test_suites_and_results_travel_in_the_wheel(tmp_path):
+    copy = shutil.copytree(ROOT, tmp_path / "copy", ignore=shutil.ignore_patterns(".*", "build", "runs", "*.egg-info"))
+    words = ["pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", tmp_path, copy]
+    subprocess.run([sys.executable, "-m", *map(str, words)], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    inside = {Path(name) for name in zipfile.ZipFile(wheel).namelist()}
+    for folder in ("experiments", "results"):
+        files = {p.name for p in (ROOT / folder).iterdir() if p.is_file()}
+        assert files
+        assert {p.name for p in inside if p.parent == Path("ncssl_core", folder)} == files
 
 
 def test_the_demo_learns_the_shapes(tmp_path):
