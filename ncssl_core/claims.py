@@ -426,8 +426,15 @@ def _earlier(a: Arm, other: Arm) -> Earlier:
     difference, noise = _difference(a, other)
     when = "not reached" if math.isinf(share) else (
         f"reached after {100 * share:.0f} % of the epochs, {100 * share * a.views / other.views:.0f} % of the views, "
-        + (f"{100 * of_seconds:.0f} % of the seconds" if same else "seconds not comparable"))  # fmt: skip
+        + (f"{100 * of_seconds:.0f} % of the seconds (2 s.e. {200 * of_seconds * _clock_noise(a, other):.0f})"
+           if same else "seconds not comparable"))  # fmt: skip
     return Earlier(share, of_seconds, _higher(a, other, 0.5), f"{when}; ends {difference:+.1f} (2 s.e. {noise:.1f})")
+
+
+def _clock_noise(a: Arm, other: Arm) -> float:
+    """Relative standard error of the ratio of two arms' training seconds."""
+    spent = [[r["time"]["training_seconds"] for _, r in arm.runs] for arm in (a, other)]
+    return math.sqrt(sum((stdev(s) / fmean(s)) ** 2 / len(s) for s in spent))
 
 
 def _reached(a: Arm, other: Arm) -> tuple[float, float]:
