@@ -7,8 +7,9 @@ A cell is (claim, loss, image set, backbone); no cell fills another's. Within on
 is equal: images, epochs, batch, recipe, optimiser, precision, validation split. Where several such settings were run,
 the one that decides speaks, then the longest, then the one with the most images and runs.
 
-The rules were set before any run. Accuracy is the linear probe's on the test images at the last epoch, in points, a
-mean over at least 3 seeds; what is tuned, and every curve over epochs or seconds, is read on the validation images.
+The thresholds were set before any run; the F test, the pairing and what counts as a like setting were settled while
+the first records at CPU scale came in. Accuracy is the linear probe's on the test images at the last epoch, in points,
+a mean over at least 3 seeds; what is tuned, and every curve over epochs or seconds, is read on the validation images.
 "Higher", "lower" and "better" ask for a difference of more than twice its standard error (over a whole grid: for an
 F test at 1 %); "no worse than 0.5 below" is read off the means. kappa is lambd dim for Barlow Twins, cov_coeff dim /
 sim_coeff for VICReg. More than two views are paired leave-one-out.

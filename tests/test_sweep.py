@@ -191,7 +191,7 @@ def test_shards_share_the_runs_out(todo):
 def test_a_run_in_other_hands_is_left_alone(todo):
     one, other = todo(), todo()
     name = one.next()
-    with sweep._lock(one.work(name).with_suffix(".lock")) as held:
+    with sweep._lock(one.out / ".work" / f"{name}.lock") as held:
         assert held
         assert other.do(name) is None
         assert name not in other.left
