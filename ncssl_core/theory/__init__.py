@@ -1,0 +1,1 @@
+"""Linear models of self-supervised learning, exact and small: numpy and scipy only."""
