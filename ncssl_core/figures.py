@@ -1,7 +1,14 @@
-"""Figures from records, in one style: colour-blind safe, legible at small sizes. Needs the extra `book`."""
+"""Figures in one style: colour-blind safe, legible on a phone, at home on light and dark pages. Needs the extra `book`.
+
+In a notebook: `figures.use()` once, draw with matplotlib, end the cell with `Picture(figure, "what it shows")`.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import html
+import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,11 +18,95 @@ from ncssl_core.base import InputError, write_atomically
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
+INK = "#1a1b1c"  # text, axes and whatever has no colour of its own: in a page, the page's text colour
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito; lighter on dark pages
 _STYLE: Any = {
-    "font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
-    "lines.linewidth": 2.0, "legend.frameon": False, "figure.dpi": 110, "savefig.dpi": 150,
+    "font.size": 12, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
+    "axes.titlesize": 12, "axes.axisbelow": True, "lines.linewidth": 2.0, "legend.frameon": False,
+    "figure.figsize": (5.4, 3.2), "figure.constrained_layout.use": True, "figure.dpi": 110, "savefig.dpi": 150,
+    "text.color": INK, "axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
+    "grid.color": INK,
 }  # fmt: skip
+
+
+def _matplotlib() -> Any:
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError:
+        raise InputError("a picture wants matplotlib: pip install 'ncssl-core[book]'") from None
+    return plt
+
+
+def _style() -> dict[str, Any]:
+    from cycler import cycler
+
+    return {**_STYLE, "axes.prop_cycle": cycler(color=COLOURS)}
+
+
+def use() -> None:
+    """Draw in the book's style from here on: set matplotlib's defaults for this session.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    _matplotlib().rcParams.update(_style())
+
+
+class Picture:
+    """A figure as a page shows it: sharp at any size, its colours the page's own, light or dark, with words for it.
+
+    The figure is closed, so that a notebook does not show it twice.
+
+    Args:
+        figure: a matplotlib figure, or several, which stand side by side where there is room.
+        says: what it shows, in a sentence or two: read out in place of the picture.
+    """
+
+    def __init__(self, figure: Figure | Sequence[Figure], says: str) -> None:
+        self.says = says
+        panels = list(figure) if isinstance(figure, Sequence) else [figure]
+        drawn = "".join(map(themed_svg, panels))
+        self.html = f'<div class="ncssl-picture" role="img" aria-label="{html.escape(says)}">{drawn}</div>'
+        for panel in panels:
+            _matplotlib().close(panel)
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+    def __repr__(self) -> str:
+        return f"<picture: {self.says}>"
+
+
+def themed_svg(figure: Figure) -> str:
+    """A figure as an `<svg>` element that takes the ink of the page around it, and its colours from `--ncssl-0`, ...
+
+    The figure is one drawn in the book's style. The same figure gives the same text; its inner names begin with a hash
+    of it, so that any number of pictures may stand on a page.
+    """
+    buffer, plt = io.StringIO(), _matplotlib()
+    with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "ncssl"}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]  # without the XML header
+    name = "f" + hashlib.sha256(svg.encode()).hexdigest()[:8]
+    look = f"width:100%;max-width:{figure.get_figwidth():.2f}in;height:auto;stroke-linejoin:round;font-family:inherit"
+    for pattern, new in (
+        (r"<(metadata|style)\b.*?</\1>", ""),
+        (r'(<svg [^>]*?) width="[^"]*" height="[^"]*"', r"\1"),
+        (r"<svg ", f'<svg aria-hidden="true" style="{look}" '),
+        (r'<g id="[^"]*"', "<g"),
+        (r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-"),
+        (r"font: ([\d.]+px) [^;\"]*", r"font-size: \1"),  # matplotlib before 3.9
+        (r"font-family: '[^;\"]*;?", ""),
+        (r"(?<=\d\.\d\d)\d+", ""),
+        (r"\s*\n\s*", " "),
+        (INK, "currentColor"),
+        *((colour.lower(), f"var(--ncssl-{place}, {colour})") for place, colour in enumerate(COLOURS)),
+    ):
+        svg = re.sub(pattern, new, svg, flags=re.DOTALL)
+    return svg.strip()
+
+
 _NAMES = {
     "loss": "loss", "on_diagonal_mean": "on-diagonal error per feature",
     "off_diagonal_mean": "mean squared correlation of features", "invariance": "invariance", "variance": "variance",
@@ -33,13 +124,10 @@ def curves(records: Sequence[dict[str, Any]], names: Sequence[str]) -> Figure:
     Raises:
         InputError: matplotlib is not installed.
     """
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError:
-        raise InputError("a picture wants matplotlib: pip install 'ncssl-core[book]'") from None
-
     terms = [t for t in _NAMES if t != "loss" and any(t in r["curves"] for r in records)]
-    with plt.rc_context(_STYLE):
+    plt = _matplotlib()
+    figure: Figure
+    with plt.rc_context(_style()):
         figure, axes = plt.subplots(
             1, len(terms) + 1, figsize=(4 * len(terms) + 4, 3.4 + 0.25 * len(records)), layout="constrained"
         )
@@ -80,7 +168,22 @@ def _accuracies(axis: Any, records: Sequence[dict[str, Any]], names: Sequence[st
 
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, atomically, and close it."""
-    import matplotlib.pyplot as plt
-
     write_atomically(path, lambda p: figure.savefig(p, format="png"))
-    plt.close(figure)
+    _matplotlib().close(figure)
+
+
+def glue(name: str, value: object) -> None:
+    """Name a value for the chapter's prose, where MyST's role `glue:text` puts it; elsewhere nothing is seen of it.
+
+    Needs IPython.
+
+    Args:
+        name: one in the whole book.
+        value: written with `str`.
+    """
+    from IPython.display import display
+
+    prefix = "application/papermill.record/"
+    display(
+        {prefix + "text/plain": str(value)}, raw=True, metadata={"scrapbook": {"name": name, "mime_prefix": prefix}}
+    )  # type: ignore[no-untyped-call]

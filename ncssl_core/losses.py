@@ -113,7 +113,7 @@ class VICRegLoss(nn.Module):
     sim_coeff * invariance + std_coeff * variance + cov_coeff * covariance, where
 
     - invariance is the mean over pairs of views of the mean squared difference, at linear cost:
-      sum_{a<b} |z_a - z_b|^2 = m sum_a |z_a - zbar|^2;
+      `sum_{a<b} |z_a - z_b|^2 = m sum_a |z_a - zbar|^2`;
     - variance is the mean over views and features of relu(1 - sqrt(Var + 1e-4)), unbiased Var, over the batch. The
       paper sums it over the two views, the published code halves that; `halve_variance=False` is the paper's form;
     - covariance is twice the mean over views of sum_{i != j} K_ij^2 / dim, K over batch - 1 (for two views: the

@@ -83,7 +83,7 @@ def linear_probe(
 ) -> dict[str, float]:
     """Test accuracy of multinomial logistic regression on standardised features, in percent.
 
-    The mean cross-entropy plus l2 / 2 |W|^2 is minimised by L-BFGS. If not given, `l2` is chosen on a tenth of the
+    The mean cross-entropy plus `l2 / 2 |W|^2` is minimised by L-BFGS. If not given, `l2` is chosen on a tenth of the
     training features: it goes down `L2_GRID`, each fit starting from the one before, until accuracy there falls. The
     last fit uses all training features. Deterministic.
 
@@ -101,7 +101,10 @@ def linear_probe(
         InputError: no test samples, fewer than two classes, shapes that do not fit, or a feature that is not finite.
     """
     x, y, x_test, y_test, classes = _standardised(train, labels, test, test_labels)
-    axes = _PrincipalAxes(*torch.linalg.eigh(x.T @ x / len(x)))
+    covariance = (
+        (x.T @ x / len(x)).cpu().double()
+    )  # there and so, for eigh is not on MPS and MKL's single fails at 3072
+    axes = _PrincipalAxes(*(part.to(x) for part in torch.linalg.eigh(covariance)))
     start = x.new_zeros(classes, x.shape[1] + 1)
     if l2 is None:
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(x.device)

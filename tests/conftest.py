@@ -9,9 +9,13 @@ from zlib import crc32
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 
 from ncssl_core import PretrainConfig, synthetic
+
+settings.register_profile("quiet", deadline=None)  # a busy machine is no failing test
+settings.load_profile("quiet")
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,7 @@ FLOORS = [  # a room imports only from floors above it in this list
     {"base"},
     {"losses", "augment", "datasets", "models", "spectra", "records", "shapes", "watch"},
     {"config", "probe", "figures", "claims"},
+    {"sliders"},
     {"pretrain"},
     {"sweep"},
     {"cli"},
