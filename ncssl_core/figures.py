@@ -66,7 +66,8 @@ class Picture:
         self.says = says
         panels = list(figure) if isinstance(figure, Sequence) else [figure]
         drawn = "".join(map(themed_svg, panels))
-        self.html = f'<div class="ncssl-picture" role="img" aria-label="{html.escape(says)}">{drawn}</div>'
+        look = "display:flex;flex-wrap:wrap;gap:0.5em"
+        self.html = f'<div class="ncssl-picture" role="img" aria-label="{html.escape(says)}" style="{look}">{drawn}</div>'
         for panel in panels:
             _matplotlib().close(panel)
 
@@ -89,7 +90,9 @@ def themed_svg(figure: Figure) -> str:
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]  # without the XML header
     name = "f" + hashlib.sha256(svg.encode()).hexdigest()[:8]
-    look = f"width:100%;max-width:{figure.get_figwidth():.2f}in;height:auto;stroke-linejoin:round;font-family:inherit"
+    width = figure.get_figwidth()  # may shrink to three quarters beside another, and to any phone alone
+    look = f"flex:1 1 {0.75 * width:.2f}in;min-width:0;max-width:{width:.2f}in;height:auto"
+    look += ";stroke-linejoin:round;font-family:inherit"
     for pattern, new in (
         (r"<(metadata|style)\b.*?</\1>", ""),
         (r'(<svg [^>]*?) width="[^"]*" height="[^"]*"', r"\1"),
@@ -185,5 +188,5 @@ def glue(name: str, value: object) -> None:
 
     prefix = "application/papermill.record/"
     display(
-        {prefix + "text/plain": str(value)}, raw=True, metadata={"scrapbook": {"name": name, "mime_prefix": prefix}}
+        {prefix + "text/plain": repr(str(value))}, raw=True, metadata={"scrapbook": {"name": name, "mime_prefix": prefix}}
     )  # type: ignore[no-untyped-call]
