@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 export NCSSL_CACHE ?= $(CURDIR)/.venv/ncssl-cache
 
-.PHONY: demo test check bench clean
+.PHONY: book serve notebooks demo test check bench clean
 .DELETE_ON_ERROR:
 
 .venv/ready: requirements.txt pyproject.toml
@@ -13,6 +13,18 @@ export NCSSL_CACHE ?= $(CURDIR)/.venv/ncssl-cache
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
+
+book: .venv/ready  ## The book, in _build/html: every chapter is run, which takes a few minutes the first time.
+	$(BIN)/jupyter-book build . -W -n --keep-going
+	@$(MAKE) --no-print-directory notebooks
+	@echo "Open _build/html/index.html, or say make serve."
+
+serve: book  ## The book on http://localhost:8000, for this machine alone.
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html 8000
+
+notebooks: .venv/ready  ## The chapters as notebooks, in _build/html/notebooks.
+	$(BIN)/jupyter-book build . --builder custom --custom-builder jupyter -W -n --keep-going
+	$(BIN)/python book/_ext/notebooks.py _build/jupyter/book _build/html/notebooks
 
 demo: .venv/ready  ## Pretrain on the embedded images, probe, and draw the curves: three minutes on two cores.
 	rm -rf runs/demo
@@ -34,4 +46,4 @@ bench: .venv/ready  ## Speed and memory against peers, which this installs: ten 
 	$(BIN)/python benchmarks/bench.py
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	rm -rf .venv _build .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -31,6 +31,17 @@ def repository() -> str | None:
     return None
 
 
+def site() -> str | None:
+    """Where the book is published, with a slash at the end: GitHub Pages of the repository, or `NCSSL_SITE`."""
+    if os.environ.get("NCSSL_SITE"):
+        return os.environ["NCSSL_SITE"].rstrip("/") + "/"
+    home = urlsplit(repository() or "")
+    if home.hostname != "github.com":
+        return None
+    owner, name = home.path.strip("/").split("/")[:2]
+    return f"https://{owner.lower()}.github.io/{name}/"
+
+
 def commit() -> str | None:
     """The commit that is published, if the workflow names one."""
     return os.environ.get("GITHUB_SHA")
@@ -76,11 +87,14 @@ def _is_chapter(app: Any, page: str) -> bool:
 def _page(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
     """Buttons for the page's notebook; one script where the theme names it twice."""
     buttons = context.get("header_buttons")
-    if buttons is not None and _is_chapter(app, page):
-        address = colab(page)
-        if address:
-            buttons.insert(0, {"type": "link", "url": address, "text": "", "icon": "fas fa-rocket",
-                               "tooltip": "Open in Colab", "label": "colab-button"})  # fmt: skip
+    if buttons is not None and _is_chapter(app, page) and "appendices" not in page:
+        name = f"notebooks/{Path(page).name}.ipynb"
+        links = [("Open in Colab", "fas fa-rocket", colab(page)),
+                 ("Download as a notebook", "fas fa-file-code", context["pathto"](name, 1))]  # fmt: skip
+        buttons[:0] = [
+            {"type": "link", "url": url, "text": "", "icon": icon, "tooltip": tooltip, "label": tooltip}
+            for tooltip, icon, url in links if url
+        ]  # fmt: skip
     bodies, kept = set(), []
     for script in context.get("script_files", []):
         body = getattr(script, "attributes", {}).get("body")
