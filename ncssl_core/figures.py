@@ -67,7 +67,9 @@ class Picture:
         panels = list(figure) if isinstance(figure, Sequence) else [figure]
         drawn = "".join(map(themed_svg, panels))
         look = "display:flex;flex-wrap:wrap;gap:0.5em"
-        self.html = f'<div class="ncssl-picture" role="img" aria-label="{html.escape(says)}" style="{look}">{drawn}</div>'
+        self.html = (
+            f'<div class="ncssl-picture" role="img" aria-label="{html.escape(says)}" style="{look}">{drawn}</div>'
+        )
         for panel in panels:
             _matplotlib().close(panel)
 
@@ -188,5 +190,7 @@ def glue(name: str, value: object) -> None:
 
     prefix = "application/papermill.record/"
     display(
-        {prefix + "text/plain": repr(str(value))}, raw=True, metadata={"scrapbook": {"name": name, "mime_prefix": prefix}}
+        {prefix + "text/plain": repr(str(value))},
+        raw=True,
+        metadata={"scrapbook": {"name": name, "mime_prefix": prefix}},
     )  # type: ignore[no-untyped-call]

@@ -85,7 +85,8 @@ def _is_chapter(app: Any, page: str) -> bool:
 
 
 def _page(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
-    """Buttons for the page's notebook; one script where the theme names it twice."""
+    """Buttons for the page's notebook; one script where the theme names it twice; a list of sources that is none."""
+    context["body"] = context.get("body", "").replace('role="list" class="citation-list"', 'class="citation-list"')
     buttons = context.get("header_buttons")
     if buttons is not None and _is_chapter(app, page) and "appendices" not in page:
         name = f"notebooks/{Path(page).name}.ipynb"

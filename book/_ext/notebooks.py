@@ -1,6 +1,6 @@
 """Chapters as notebooks for Colab and Jupyter: what sphinx-tojupyter made of them, tidied.
 
-    python book/_ext/notebooks.py _build/jupyter/book _build/html/notebooks
+python book/_ext/notebooks.py _build/jupyter/book _build/html/notebooks
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from posixpath import normpath
 
 import nbformat
 from house import commit, repository, site
@@ -32,6 +33,9 @@ TIDY = [
     (r"^# (In this chapter|What to do in practice)$", r"### \1"),
     (r"\$ (.+?) \$", r"$\1$"),
 ]
+LABEL = r"\[((?:[^\[\]]|\[[^\]]*\])*)\]"
+LINK_HERE = re.compile(LABEL + r"\(#([^)]*)\)")
+LINK_AWAY = re.compile(LABEL + r"\(([\w/.-]+)\.ipynb(#[^)]*)?\)")
 
 
 def install_cell() -> str:
@@ -40,26 +44,33 @@ def install_cell() -> str:
     return INSTALL.format(home=home, at=f"@{at}" if at else "") if home else NO_ADDRESS
 
 
-def tidy(text: str) -> str:
+def tidy(text: str, folder: str) -> str:
     """Markdown as a notebook wants it; links to other pages lead to the published book, or to nowhere without one."""
     for pattern, new in TIDY:
         text = re.sub(pattern, new, text, flags=re.MULTILINE)
     home = site()
-    link = rf"[\1]({home}book/\2.html\3)" if home else r"\1"
-    return re.sub(r"\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?:\.\./)*([\w/.-]+)\.ipynb(#[^)]*)?\)", link, text).strip()
+
+    def away(link: re.Match[str]) -> str:
+        page = normpath(f"book/{folder}/{link[2]}")
+        return f"[{link[1]}]({home}{page}.html{link[3] or ''})" if home else link[1]
+
+    return LINK_AWAY.sub(away, text).strip()
 
 
-def convert(source: Path, target: Path) -> None:
-    """One chapter's notebook, the same bytes for the same chapter."""
+def convert(source: Path, folder: str, target: Path) -> None:
+    """One chapter's notebook, the same bytes for the same chapter; `folder` is the chapter's, inside the book."""
     made = nbformat.read(source, as_version=4)
     cells = []
     for cell in made.cells:
-        text = tidy(cell.source) if cell.cell_type == "markdown" else cell.source.strip()
+        text = tidy(cell.source, folder) if cell.cell_type == "markdown" else cell.source.strip()
         if text:
             cells.append(new_markdown_cell(text) if cell.cell_type == "markdown" else new_code_cell(text))
     cells.insert(next(i for i, c in enumerate(cells) if c.cell_type == "code"), new_code_cell(install_cell().strip()))
+    anchors = {name for c in cells for name in re.findall(r"<a id='([^']*)'>", c.source)}
     for number, cell in enumerate(cells):
         cell["id"] = f"cell-{number}"
+        if cell.cell_type == "markdown":
+            cell.source = LINK_HERE.sub(lambda m: m[0] if m[2] in anchors else m[1], cell.source)
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
     nbformat.validate(notebook)
@@ -72,7 +83,7 @@ def main(source: Path, target: Path) -> None:
     for path in sorted(source.rglob("*.ipynb")):
         code = any(c.cell_type == "code" for c in nbformat.read(path, as_version=4).cells)
         if code and "appendices" not in path.parts:
-            convert(path, target / path.name)
+            convert(path, path.parent.relative_to(source).as_posix(), target / path.name)
             print(f"notebook: {target / path.name}")
 
 
