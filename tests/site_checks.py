@@ -71,6 +71,15 @@ class Page:
             "s => document.querySelectorAll(s).length)"
         )
 
+    def cut_formulas(self):
+        """Formulas in a line that are wider than the line."""
+        return self.page.evaluate(
+            "() => { document.querySelectorAll('details').forEach(d => d.open = true); const cut = []; "
+            "for (const m of MathJax.startup.document.math) { const box = m.typesetRoot, line = box.closest('p, li'); "
+            "if (!m.display && line && box.getBoundingClientRect().width > line.clientWidth + 1) cut.push(m.math) }"
+            "return cut }"
+        )
+
     def move_sliders(self):
         """Move every slider by keyboard to each end and back; what did not follow, and how many there are."""
         wrong, sliders = [], self.page.locator(".ncssl-slider")

@@ -177,6 +177,7 @@ def test_two_pages_in_a_browser(two_pages):
             formulas, drawn, wrong = page.mathematics()
             assert formulas == drawn > 10
             assert wrong == 0
+            assert page.cut_formulas() == []
             assert page.move_sliders() == ([], sliders)
             assert page.overflow() == [0, []]
             assert page.serious() == []
