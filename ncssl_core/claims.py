@@ -320,7 +320,7 @@ def _c1(arms: list[Arm]) -> Finding:
     if not enough:
         return _few(sorted(grid, key=lambda a: a.seeds))
     accuracy = np.array([a.mean for a in enough])
-    by_kappa, by_width = (_explained(np.array(x), accuracy)
+    by_kappa, by_width = (explained(np.array(x), accuracy)
                           for x in ([a.kappa for a in enough], [a.dim for a in enough]))  # fmt: skip
     best, worst = max(enough, key=lambda a: a.mean), min(enough, key=lambda a: a.mean)
     says = (f"kappa explains {100 * by_kappa:.0f} % of the variance of accuracy over {len(enough)} cells, d "
@@ -355,8 +355,8 @@ def _differ(cells: list[Arm]) -> bool:
     return between > within * float(f_distribution.isf(0.01, len(values) - 1, freedom))
 
 
-def _explained(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> float:
-    """Share of the variance of y that the better of a rising and a falling fit on x explains."""
+def explained(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> float:
+    """Share of the variance of y that the better of a rising and a falling fit on x explains, equal x pooled."""
     _, place, counts = np.unique(x, return_inverse=True, return_counts=True)
     means = np.bincount(place, y) / counts
     fits = [isotonic_regression(means, weights=counts, increasing=up).x for up in (True, False)]

@@ -137,10 +137,10 @@ def test_c1_counts_values_of_kappa_that_several_widths_share():
 
 def test_explained_is_one_for_a_monotone_truth_and_zero_for_none():
     x = np.repeat([1.0, 2.0, 3.0, 4.0], 3)
-    assert claims._explained(x, x**3) == pytest.approx(1)
-    assert claims._explained(x, -np.log(x)) == pytest.approx(1)
-    assert claims._explained(x, np.tile([1.0, 2.0, 3.0], 4)) == pytest.approx(0)
-    assert claims._explained(x, np.ones(12)) == 0
+    assert claims.explained(x, x**3) == pytest.approx(1)
+    assert claims.explained(x, -np.log(x)) == pytest.approx(1)
+    assert claims.explained(x, np.tile([1.0, 2.0, 3.0], 4)) == pytest.approx(0)
+    assert claims.explained(x, np.ones(12)) == 0
 
 
 # ---- C2 ---------------------------------------------------------------------------------------------------------
