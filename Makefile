@@ -1,6 +1,7 @@
 # Each target sets up what it needs: a virtual environment in .venv with the pinned requirements.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+OUT ?= .
 export NCSSL_CACHE ?= $(CURDIR)/.venv/ncssl-cache
 
 .PHONY: book serve notebooks demo test check bench clean
@@ -15,16 +16,16 @@ export NCSSL_CACHE ?= $(CURDIR)/.venv/ncssl-cache
 	@touch $@
 
 book: .venv/ready  ## The book, in _build/html: every chapter is run, which takes a few minutes the first time.
-	$(BIN)/jupyter-book build . -W -n --keep-going
+	$(BIN)/jupyter-book build . --path-output $(OUT) -W -n --keep-going
 	@$(MAKE) --no-print-directory notebooks
-	@echo "Open _build/html/index.html, or say make serve."
+	@echo "Open $(OUT)/_build/html/index.html, or say make serve."
 
 serve: book  ## The book on http://localhost:8000, for this machine alone.
-	$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html 8000
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory $(OUT)/_build/html 8000
 
 notebooks: .venv/ready  ## The chapters as notebooks, in _build/html/notebooks.
-	$(BIN)/jupyter-book build . --builder custom --custom-builder jupyter -W -n --keep-going
-	$(BIN)/python book/_ext/notebooks.py _build/jupyter/book _build/html/notebooks
+	$(BIN)/jupyter-book build . --path-output $(OUT) --builder custom --custom-builder jupyter -W -n --keep-going
+	$(BIN)/python book/_ext/notebooks.py $(OUT)/_build/jupyter/book $(OUT)/_build/html/notebooks
 
 demo: .venv/ready  ## Pretrain on the embedded images, probe, and draw the curves: three minutes on two cores.
 	rm -rf runs/demo

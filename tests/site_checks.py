@@ -1,11 +1,13 @@
 """What a reader's browser finds on a built site; nothing outside the site is ever asked for."""
 
+import shutil
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
-from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-CHROMIUM = Path("/usr/bin/chromium")
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]  # fmt: skip
 PHONE = 375
@@ -75,7 +77,7 @@ class Page:
         """Formulas in a line that are wider than the line."""
         return self.page.evaluate(
             "() => { document.querySelectorAll('details').forEach(d => d.open = true); const cut = []; "
-            "for (const m of MathJax.startup.document.math) { const box = m.typesetRoot, line = box.closest('p, li'); "
+            "for (const m of window.MathJax?.startup.document.math ?? []) { const box = m.typesetRoot, line = box.closest('p, li'); "
             "if (!m.display && line && box.getBoundingClientRect().width > line.clientWidth + 1) cut.push(m.math) }"
             "return cut }"
         )
