@@ -27,7 +27,7 @@ notebooks: .venv/ready  ## The chapters as notebooks, in _build/html/notebooks.
 	$(BIN)/jupyter-book build . --path-output $(OUT) --builder custom --custom-builder jupyter -W -n --keep-going
 	$(BIN)/python book/_ext/notebooks.py $(OUT)/_build/jupyter/book $(OUT)/_build/html/notebooks
 
-demo: .venv/ready  ## Pretrain on the embedded images, probe, and draw the curves: three minutes on two cores.
+demo: .venv/ready  ## Pretrain on the built-in images, probe, and draw the curves: three minutes on two cores.
 	rm -rf runs/demo
 	$(BIN)/ncssl pretrain --epochs 10 --out runs/demo
 	$(BIN)/ncssl probe runs/demo

@@ -109,7 +109,7 @@ _IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224
 RECIPES = {
     "cifar": Recipe(),  # fastssl's for CIFAR-10, with hue (0 in their fast path)
     "stl": Recipe(scale=(0.2, 1.0), gray=0.1, **_IMAGENET),  # fastssl's for STL-10
-    "shapes": Recipe(  # for the embedded set: colours change until little but the shape is shared between views
+    "shapes": Recipe(  # for the built-in set: colours change until little but the shape is shared between views
         scale=(0.4, 1.0), jitter=1.0, brightness=0.6, contrast=0.6, saturation=1.0, hue=0.5, gray=0.3
     ),
     "byol": Recipe(saturation=0.2, blur=(1.0, 0.1), solarize=(0.0, 0.2), **_IMAGENET),  # BYOL, as both papers use it

@@ -1,4 +1,4 @@
-"""The embedded image set: shapes drawn from a seed, with every factor known. No download, no file.
+"""The built-in image set: shapes drawn from a seed, with every factor known. No download, no file.
 
 The class is the shape. Position, scale, rotation, the two colours, the two textures and the lighting are nuisance: they
 are drawn independently of the class, and strongly enough that neither pixels nor random features tell the classes

@@ -26,7 +26,7 @@ def _own_cache(tmp_path_factory, monkeypatch):
 
 @pytest.fixture(scope="session")
 def shapes():
-    """A little of the embedded set."""
+    """A little of the built-in set."""
     return synthetic(train=400, test=100)
 
 

@@ -77,7 +77,8 @@ class Page:
         """Formulas in a line that are wider than the line."""
         return self.page.evaluate(
             "() => { document.querySelectorAll('details').forEach(d => d.open = true); const cut = []; "
-            "for (const m of window.MathJax?.startup.document.math ?? []) { const box = m.typesetRoot, line = box.closest('p, li'); "
+            "for (const m of window.MathJax?.startup.document.math ?? []) { "
+            "const box = m.typesetRoot, line = box.closest('p, li'); "
             "if (!m.display && line && box.getBoundingClientRect().width > line.clientWidth + 1) cut.push(m.math) }"
             "return cut }"
         )

@@ -247,7 +247,7 @@ def test_cifar10_loads_through_torchvision(tmp_path, monkeypatch):
     assert data["test"].labels.tolist() == [0, 9, 3, 3]
 
 
-# ---- the embedded set, and parts of a set -------------------------------------------------------------------------
+# ---- the built-in set, and parts of a set -------------------------------------------------------------------------
 
 
 def test_the_embedded_set_is_made_from_its_seed(shapes):

@@ -113,7 +113,7 @@ def names(process):
 
 @pytest.fixture
 def suite(tmp_path):
-    """Six short runs on the embedded images."""
+    """Six short runs on the built-in images."""
     base = {"dim": 64, "epochs": 2, "batch": 128, "fraction": 0.2, "validation": 500, "probe_every": 1}
     path = tmp_path / "try.yaml"
     path.write_text(yaml.safe_dump({"base": base, "runs": [{"kappa": [2.0, 5.0, 8.0], "seed": [0, 1]}]}))

@@ -22,7 +22,7 @@ FLOORS = [  # a room imports only from floors above it in this list
     {"cli"},
     {"__main__"},
 ]
-MAY = {("datasets", "shapes")}  # the embedded set is one of the sets
+MAY = {("datasets", "shapes")}  # the built-in set is one of the sets
 
 
 def imports(path):

@@ -1,4 +1,4 @@
-"""Probes on features whose answer is known, and on the embedded set."""
+"""Probes on features whose answer is known, and on the built-in set."""
 
 import numpy as np
 import pytest
