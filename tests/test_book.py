@@ -56,7 +56,7 @@ def test_a_chapters_code_is_clean_and_fits_the_page(path, tmp_path):
     result = subprocess.run([sys.executable, "-m", *checks], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout
     shown = [line for tags, code in found if not re.search("hide|remove", tags or "") for line in code.splitlines()]
-    assert [line for line in shown if len(line) > 84] == []
+    assert [line for line in shown if len(line) > 80] == []
 
 
 def test_no_chapter_defines_in_a_removed_cell_what_others_use():
