@@ -63,6 +63,7 @@ class Page:
         self.page.on("requestfailed", lambda request: self.errors.append(f"failed: {request.url}"))
         self.page.route("http*://**", lambda route: route.abort())
         self.page.goto(path.as_uri())
+        self.page.add_style_tag(content="* { animation: none !important; transition: none !important }")
         self.page.evaluate("() => window.MathJax ? MathJax.startup.promise.then(() => 0) : 0")
         return self
 
