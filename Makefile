@@ -2,6 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 OUT ?= .
+JUPYTER_BOOK = $(BIN)/jupyter-book build . --path-output $(OUT) -W -n --keep-going
 export NCSSL_CACHE ?= $(CURDIR)/.venv/ncssl-cache
 
 .PHONY: book serve notebooks demo test check bench clean
@@ -16,7 +17,7 @@ export NCSSL_CACHE ?= $(CURDIR)/.venv/ncssl-cache
 	@touch $@
 
 book: .venv/ready  ## The book, in _build/html: every chapter is run, which takes a few minutes the first time.
-	$(BIN)/jupyter-book build . --path-output $(OUT) -W -n --keep-going
+	$(JUPYTER_BOOK) || { rm -rf $(OUT)/_build/.doctrees; exit 1; }  # so that a warning fails the next build, too
 	@$(MAKE) --no-print-directory notebooks
 	@echo "Open $(OUT)/_build/html/index.html, or say make serve."
 
@@ -24,7 +25,7 @@ serve: book  ## The book on http://localhost:8000, for this machine alone.
 	$(BIN)/python -m http.server --bind 127.0.0.1 --directory $(OUT)/_build/html 8000
 
 notebooks: .venv/ready  ## The chapters as notebooks, in _build/html/notebooks.
-	$(BIN)/jupyter-book build . --path-output $(OUT) --builder custom --custom-builder jupyter -W -n --keep-going
+	$(JUPYTER_BOOK) --builder custom --custom-builder jupyter
 	$(BIN)/python book/_ext/notebooks.py $(OUT)/_build/jupyter/book $(OUT)/_build/html/notebooks
 
 demo: .venv/ready  ## Pretrain on the built-in images, probe, and draw the curves: three minutes on two cores.

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -36,11 +37,15 @@ print(len(found), slowest)
 """
 
 
+def make_book(where, out):
+    words = ["make", "book", f"OUT={out}", f"PYTHON={sys.executable}"]
+    return subprocess.run(words, cwd=where, capture_output=True, text=True, check=False)
+
+
 def build(out):
     """`make book`; what it printed, and how many seconds it took."""
     started = time.perf_counter()
-    words = ["make", "book", f"OUT={out}", f"PYTHON={sys.executable}"]
-    result = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    result = make_book(ROOT, out)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
     return result.stdout + result.stderr, time.perf_counter() - started
 
@@ -62,6 +67,19 @@ def test_the_book_builds_in_time_and_at_once_when_nothing_changed(book):
     print(f"unchanged {seconds:.0f} s")
     assert "Executed notebook" not in said
     assert seconds < 60
+
+
+@pytest.mark.parametrize(
+    "bad", ["See {prf:ref}`thm-nowhere`.", "```{code-cell} ipython3\n1 / 0\n```"], ids=["reference", "cell"]
+)
+def test_a_bad_chapter_fails_this_build_and_the_next(book, tmp_path, bad):
+    ignored = shutil.ignore_patterns(".venv", "_build", ".git", "runs", "*_cache")
+    copy = shutil.copytree(ROOT, tmp_path / "copy", ignore=ignored)
+    (copy / ".venv").symlink_to(ROOT / ".venv")
+    shutil.copytree(book[0] / "_build" / ".jupyter_cache", copy / "_build" / ".jupyter_cache")
+    chapter = copy / "book" / "theory" / "views.md"
+    chapter.write_text(f"{chapter.read_text()}\n{bad}\n")
+    assert [make_book(copy, ".").returncode for _ in range(2)] == [2, 2]
 
 
 def test_no_link_of_the_book_is_broken_and_nothing_is_loaded_from_elsewhere(book):
