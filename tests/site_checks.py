@@ -56,13 +56,13 @@ class Page:
     page: object
     errors: list = field(default_factory=list)
 
-    def open(self, path):
+    def open(self, path, query=""):
         """Load a file of the site; every request that is not for one is refused and noted."""
         self.page.on("pageerror", lambda error: self.errors.append(f"script: {error}"))
         self.page.on("console", lambda m: self.errors.append(f"console: {m.text}") if m.type == "error" else None)
         self.page.on("requestfailed", lambda request: self.errors.append(f"failed: {request.url}"))
         self.page.route("http*://**", lambda route: route.abort())
-        self.page.goto(path.as_uri())
+        self.page.goto(path.as_uri() + query)
         self.page.add_style_tag(content="* { animation: none !important; transition: none !important }")
         self.page.evaluate("() => window.MathJax ? MathJax.startup.promise.then(() => 0) : 0")
         return self

@@ -160,9 +160,19 @@ def two_pages(tmp_path_factory):
         "--path-output",
         out,
     ]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ})
+    env = {**os.environ, "GITHUB_SERVER_URL": "https://github.com", "GITHUB_REPOSITORY": "Owner/name"}
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=env)
     assert result.returncode == 0, result.stdout + result.stderr
     return out / "_build" / "html"
+
+
+def test_a_published_chapter_opens_in_colab_and_leads_to_its_repository(two_pages):
+    chapter, appendix = ((two_pages / f"book/{p}.html").read_text() for p in ("theory/views", "appendices/notation"))
+    colab = 'href="https://colab.research.google.com/github/Owner/name/blob/gh-pages/notebooks/views.ipynb"'
+    assert colab in chapter
+    assert "colab.research" not in appendix
+    assert 'href="../../notebooks/views.ipynb"' in chapter
+    assert 'href="https://github.com/Owner/name"' in chapter
 
 
 def test_two_pages_in_a_browser(two_pages):
@@ -182,4 +192,7 @@ def test_two_pages_in_a_browser(two_pages):
             assert page.overflow() == [0, []]
             assert page.serious() == []
             assert page.errors == []
+        search = Page(browser.new_page()).open(two_pages / "search.html", "?q=intraclass")
+        search.page.wait_for_selector("#search-results li")
+        assert search.errors == []
         browser.close()
