@@ -13,7 +13,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float
-from scipy.integrate import solve_ivp
+from scipy.integrate import quad, solve_ivp
 
 from ncssl_core.base import InputError
 
@@ -147,3 +147,30 @@ def slowed_times(gammas: npt.ArrayLike, dim: int, lambd: float, start: float) ->
 def modes_by(time: float, gammas: npt.ArrayLike, dim: int, lambd: float, start: float) -> int:
     """How many modes are learned by a time, to leading order: those with `slowed_times` up to it."""
     return int((slowed_times(gammas, dim, lambd, start) <= time).sum())
+
+
+def lottery(strong: float, weak: float, start: float) -> float:
+    """Without any off-diagonal term: the chance that a feature learns the second mode and not the first.
+
+    With lambd = 0 rows of W do not see each other; from W(0) = start times normal numbers, a row ends in the second
+    mode if |g_1| < (sqrt(2 weak) start |g_2|)^(strong / weak) / (sqrt(2 strong) start), g_1 and g_2 standard normal.
+    The chance falls like start^(strong / weak - 1), so the features needed until one draws the weak mode grow like
+    its inverse.
+
+    Args:
+        strong, weak: gamma_1 > gamma_2 > 0.
+        start: size of the start.
+
+    Raises:
+        InputError: gammas out of order or not above 0, or start not above 0.
+
+    Source: derived in this book.
+    """
+    if not (strong > weak > 0 and start > 0):
+        raise InputError(f"wanted strong > weak > 0 and start > 0; given {strong}, {weak}, {start}")
+
+    def given_second(g: float) -> float:
+        bound = (math.sqrt(2 * weak) * start * g) ** (strong / weak) / (math.sqrt(2 * strong) * start)
+        return math.erf(bound / math.sqrt(2)) * math.sqrt(2 / math.pi) * math.exp(-(g**2) / 2)
+
+    return float(quad(given_second, 0, 40, limit=200)[0])

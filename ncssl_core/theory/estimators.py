@@ -108,3 +108,49 @@ def views_for_data(factor: float) -> tuple[float, float]:
         raise InputError(f"factor says how many times fewer samples, above 1; given {factor}")
     root = math.sqrt(2 * factor - 1)
     return 1 / (1 + root), 1 / root
+
+
+def subspace_error(shared: Array, noise: Array, dim: int, samples: int, views: int) -> float:
+    """E ||sin Theta||_F^2 between the first `dim` directions of C and of `u_statistic`, to first order in 1 / N.
+
+    (1 / N) sum_{j <= dim < k} [c_j c_k + (c_j s_k + c_k s_j) / m + s_j s_k / (m (m - 1))] / (c_j - c_k)^2, for Gaussian
+    latents with shared variances c and noise variances s, both in the order of c.
+
+    Args:
+        shared: variances that views share, descending, `(latents,)`.
+        noise: variances of a view's own noise, `(latents,)`.
+        dim: directions, from 1 to latents - 1.
+        samples: N.
+        views: m of each, at least 2.
+
+    Raises:
+        InputError: shapes that do not fit, no gap after the first dim, dim out of range, or fewer than two views.
+
+    Source: first-order perturbation; derived in this book.
+    """
+    c, s = np.asarray(shared, float), np.asarray(noise, float)
+    if c.ndim != 1 or c.shape != s.shape or not 1 <= dim < len(c) or views < 2 or samples < 1:
+        raise InputError(
+            f"wanted two lists of one length, 1 <= dim < {c.size}, views >= 2 and samples >= 1; "
+            f"given {c.shape} and {s.shape}, {dim}, {views}, {samples}"
+        )
+    if not c[dim - 1] > c[dim]:
+        raise InputError(f"wanted a gap after the first {dim} variances; given {c.tolist()}")
+    kept, its_noise, rest, their_noise = c[:dim, None], s[:dim, None], c[dim:], s[dim:]
+    once, twice = kept * their_noise + rest * its_noise, its_noise * their_noise
+    parts = kept * rest + once / views + twice / (views * (views - 1))
+    return float((parts / (kept - rest) ** 2).sum() / samples)
+
+
+def davis_kahan(estimate: Matrix, truth: Matrix, dim: int) -> float:
+    """The bound 2 sqrt(dim) ||estimate - truth||_op / gap on ||sin Theta||_F: valid for any error, and loose.
+
+    Raises:
+        InputError: no gap after the first dim eigenvalues of the truth.
+
+    Source: Davis and Kahan, in the form of Yu, Wang and Samworth 2015.
+    """
+    values = np.linalg.eigvalsh(truth)[::-1]
+    if not 1 <= dim < len(values) or not values[dim - 1] > values[dim]:
+        raise InputError(f"wanted a gap after the first {dim} eigenvalues; given {values.tolist()}")
+    return float(2 * math.sqrt(dim) * np.linalg.norm(np.asarray(estimate) - truth, 2) / (values[dim - 1] - values[dim]))

@@ -13,6 +13,7 @@ from ncssl_core.theory.dynamics import (
     growth,
     learning_times,
     loss,
+    lottery,
     modes_by,
     plateau,
     seen_by_modes,
@@ -118,10 +119,26 @@ def test_the_49_cells_of_the_phase_diagram_in_time():
 
 
 @pytest.mark.parametrize(
+    ("start", "chance"), [(0.3, 0.2339), (0.1, 0.1227), (0.03, 0.0565), (0.01, 0.0273), (0.003, 0.0123)]
+)
+def test_the_lottery_of_features_without_an_off_diagonal_term(start, chance):
+    assert lottery(1.0, 0.6, start) == pytest.approx(chance, abs=6e-5)
+
+
+def test_rows_without_an_off_diagonal_term_end_in_the_second_mode_as_often_as_the_lottery_says():
+    start, gammas, second = 0.1 * np.random.default_rng(0).standard_normal((600, 2)), np.array([1.0, 0.6]), 0
+    for row in start:
+        w = flow(row[None], np.diag(gammas), [0, 40], 0.0, tolerance=1e-6)[-1, 0]
+        assert gammas @ w**2 == pytest.approx(1, abs=1e-4)
+        second += (gammas * w**2).argmax()
+    assert second / len(start) == pytest.approx(lottery(*gammas, 0.1), abs=0.045)  # 3.3 standard errors
+
+
+@pytest.mark.parametrize(
     "call",
     [lambda: flow(np.ones((2, 3)), np.eye(2), [0, 1]), lambda: flow(np.ones((2, 3)), np.eye(3), [1, 0]),
      lambda: learning_times([1.0], [1.0]), lambda: plateau(3, 2, 0.5), lambda: growth(1, 1, 2, 2.0),
-     lambda: slowed_times([0.5, 1.0], 2, 0.5, 1e-3)],
+     lambda: slowed_times([0.5, 1.0], 2, 0.5, 1e-3), lambda: lottery(0.5, 0.6, 0.1)],
 )  # fmt: skip
 def test_bad_input_gets_one_sentence(call):
     with pytest.raises(InputError):

@@ -11,7 +11,9 @@ from ncssl_core.base import InputError
 from ncssl_core.theory.estimators import (
     all_views,
     best_views,
+    davis_kahan,
     gaussian_mode,
+    subspace_error,
     u_statistic,
     variance_of_u,
     views_for_data,
@@ -82,6 +84,23 @@ def test_thresholds_of_views_for_data_are_where_the_variances_cross(factor):
             assert fewer == pytest.approx(variance_of_u(2, between, once, twice), rel=1e-6)
 
 
+@pytest.mark.parametrize("views", [2, 4])
+def test_the_subspace_error_is_right_to_first_order_and_davis_kahan_holds_but_is_loose(views):
+    shared = np.array([1.0, 0.8, 0.65, 0.5, 0.2, 0.15, 0.1, 0.08, 0.05, 0.03, 0.02, 0.01])
+    noise, truth, errors, bounds = np.full(12, 0.5), np.diag(shared), [], []
+    random = np.random.default_rng(views)
+    for _ in range(150):
+        latents = random.standard_normal((1600, 12)) * np.sqrt(shared)
+        z = latents + random.standard_normal((views, 1600, 12)) * np.sqrt(noise)
+        estimate = u_statistic(z)
+        top = np.linalg.eigh(estimate)[1][:, -4:]
+        errors.append(4 - (top[:4] ** 2).sum())
+        bounds.append(davis_kahan(estimate, truth, 4) ** 2)
+    assert np.mean(errors) == pytest.approx(subspace_error(shared, noise, 4, 1600, views), rel=0.1)
+    assert (np.array(bounds) > errors).all()
+    assert np.mean(bounds) > 10 * np.mean(errors)
+
+
 def test_the_papers_half_and_quarter():
     assert views_for_data(2)[0] == pytest.approx(0.366, abs=5e-4)
     assert views_for_data(4)[0] == pytest.approx(0.274, abs=5e-4)
@@ -91,7 +110,9 @@ def test_the_papers_half_and_quarter():
 @pytest.mark.parametrize(
     "call",
     [lambda: u_statistic(np.zeros((1, 4, 2))), lambda: all_views(np.zeros((3, 4))), lambda: variance_of_u(1, 1, 1, 1),
-     lambda: gaussian_mode(1.2), lambda: best_views(-1, 0), lambda: views_for_data(1)],
+     lambda: gaussian_mode(1.2), lambda: best_views(-1, 0), lambda: views_for_data(1),
+     lambda: subspace_error([1, 0.5], [1, 1], 2, 10, 2), lambda: subspace_error([1, 1], [1, 1], 1, 10, 2),
+     lambda: davis_kahan(np.eye(2), np.eye(2), 1)],
 )  # fmt: skip
 def test_bad_input_gets_one_sentence(call):
     with pytest.raises(InputError, match="given"):
