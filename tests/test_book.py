@@ -145,11 +145,15 @@ def test_a_broken_link_is_found(tmp_path):
 
 @pytest.fixture(scope="module")
 def two_pages(tmp_path_factory):
-    """The first chapter and the notation page, built like the book."""
+    """The first chapter, the notation page and the package's, built like the book."""
     if CHROMIUM is None:
         pytest.skip("no browser: chromium is not installed (Debian's package of that name)")
     out = tmp_path_factory.mktemp("site")
-    toc = {"format": "jb-book", "root": "book/theory/views", "chapters": [{"file": "book/appendices/notation"}]}
+    toc = {
+        "format": "jb-book",
+        "root": "book/theory/views",
+        "chapters": [{"file": f"book/appendices/{name}"} for name in ("notation", "api")],
+    }
     (out / "_toc.yml").write_text(yaml.safe_dump(toc))
     command = [
         Path(sys.executable).parent / "jupyter-book",
@@ -163,6 +167,7 @@ def two_pages(tmp_path_factory):
     env = {**os.environ, "GITHUB_SERVER_URL": "https://github.com", "GITHUB_REPOSITORY": "Owner/name"}
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=env)
     assert result.returncode == 0, result.stdout + result.stderr
+    assert "docstring of" not in result.stdout + result.stderr  # a warning from one
     return out / "_build" / "html"
 
 

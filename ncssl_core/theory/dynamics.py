@@ -89,7 +89,7 @@ def learning_times(start: npt.ArrayLike, gammas: npt.ArrayLike) -> Float[Array, 
 
 
 def seen_by_modes(start: Weights, vectors: Float[Array, "inputs modes"]) -> Float[Array, " modes"]:
-    """What a generic start gives each mode: |R_jj| of the QR factorisation of W(0) V, V's columns in order of gamma.
+    """What a generic start gives each mode: `|R_jj|` of the QR factorisation of W(0) V, V's columns in order of gamma.
 
     Mode j grows from the part of its column that is orthogonal to the feature directions already taken. Put into
     `learning_times` it gives the times of a small random start, for separated gammas and j <= dim.
@@ -153,7 +153,7 @@ def lottery(strong: float, weak: float, start: float) -> float:
     """Without any off-diagonal term: the chance that a feature learns the second mode and not the first.
 
     With lambd = 0 rows of W do not see each other; from W(0) = start times normal numbers, a row ends in the second
-    mode if |g_1| < (sqrt(2 weak) start |g_2|)^(strong / weak) / (sqrt(2 strong) start), g_1 and g_2 standard normal.
+    mode if `|g_1| < (sqrt(2 weak) start |g_2|)^(strong / weak) / (sqrt(2 strong) start)`, both g standard normal.
     The chance falls like start^(strong / weak - 1), so the features needed until one draws the weak mode grow like
     its inverse.
 
