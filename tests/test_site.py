@@ -20,20 +20,21 @@ pytestmark = pytest.mark.long
 ROOT = Path(__file__).parents[1]
 MODES = {"light": (1280, "light"), "dark": (1280, "dark"), "phone": (PHONE, "light"), "dark phone": (PHONE, "dark")}
 MOVE_EVERY_SLIDER = """
-import gc, time
-from ncssl_core.sliders import Slider
-slowest = 0
-found = [s for s in gc.get_objects() if type(s) is Slider]
-for s in found:
-    control, picture = s.widget.children
-    seen = {picture.value}
-    for value in s.values:
-        started = time.perf_counter()
-        control.value = value
-        slowest = max(slowest, time.perf_counter() - started)
-        seen.add(picture.value)
-    assert len(seen) == len(s.values), s
-print(len(found), slowest)
+def move_every_slider():  # a function, so as not to overwrite the chapter's own names
+    import gc, time
+    from ncssl_core.sliders import Slider
+    slowest, found = 0, [s for s in gc.get_objects() if type(s) is Slider]
+    for slider in found:
+        control, shown = slider.widget.children
+        seen = {shown.value}
+        for value in slider.values:
+            started = time.perf_counter()
+            control.value = value
+            slowest = max(slowest, time.perf_counter() - started)
+            seen.add(shown.value)
+        assert len(seen) == len(slider.values), slider
+    print(len(found), slowest)
+move_every_slider()
 """
 
 
