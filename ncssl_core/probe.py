@@ -101,9 +101,8 @@ def linear_probe(
         InputError: no test samples, fewer than two classes, shapes that do not fit, or a feature that is not finite.
     """
     x, y, x_test, y_test, classes = _standardised(train, labels, test, test_labels)
-    covariance = (
-        (x.T @ x / len(x)).cpu().double()
-    )  # there and so, for eigh is not on MPS and MKL's single fails at 3072
+    # On the CPU and in double precision: MPS has no eigh, and MKL's single-precision one fails on 3072 features.
+    covariance = (x.T @ x / len(x)).cpu().double()
     axes = _PrincipalAxes(*(part.to(x) for part in torch.linalg.eigh(covariance)))
     start = x.new_zeros(classes, x.shape[1] + 1)
     if l2 is None:

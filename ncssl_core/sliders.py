@@ -34,15 +34,15 @@ class Slider:
     """A picture that depends on one parameter, under a slider.
 
     In a notebook `.widget` is an ipywidgets box: first the slider (a `SelectionSlider`, its `value` one of `values`),
-    then the picture. With `NCSSL_STATIC` set, as when the book is built, it shows as HTML that
-    needs no kernel and no library; the keyboard moves it, and the first position is what paper shows.
+    then the picture. With `NCSSL_STATIC` set, as when the book is built, it shows as HTML that needs no kernel and no
+    library; the keyboard moves it, and paper shows the position it is at, at first `start`.
 
     Args:
         draw: makes the figure, or a list of them, for a value.
         values: positions of the slider, in order.
         label: what is varied, with its unit.
         says: the sentence for a value; it states what is seen, with numbers where they matter.
-        start: the first position's value; the middle one if not given.
+        start: the value shown first; the middle one if not given.
         show: how a value is written.
 
     Raises:

@@ -19,7 +19,7 @@ def worlds(draw):
                         random.dirichlet(np.full(samples, 5.0)) * 0.99 + 0.01 / samples)  # fmt: skip
 
 
-def close(a, b):
+def assert_close(a, b):
     np.testing.assert_allclose(a, b, rtol=0, atol=EXACT * max(1.0, np.abs(b).max(initial=0)))
 
 
@@ -27,16 +27,16 @@ def close(a, b):
 def test_the_two_averages_are_adjoint(world, seed):
     random = np.random.default_rng(seed)
     f, g = random.standard_normal(len(world.view_shares)), random.standard_normal(len(world.samples))
-    close(world.samples @ (world.mean_over_views(f) * g), world.view_shares @ (f * world.mean_over_samples(g)))
+    assert_close(world.samples @ (world.mean_over_views(f) * g), world.view_shares @ (f * world.mean_over_samples(g)))
 
 
 @given(worlds())
 def test_singular_functions_are_orthonormal_and_map_onto_each_other(world):
     phi, psi, sigma = world.view_functions, world.sample_functions, np.sqrt(world.eigenvalues)
-    close(phi.T @ (world.view_shares[:, None] * phi), np.eye(len(sigma)))
-    close(psi.T @ (world.samples[:, None] * psi), np.eye(len(sigma)))
-    close(world.mean_over_views(phi), psi * sigma)
-    close(world.mean_over_samples(psi), phi * sigma)
+    assert_close(phi.T @ (world.view_shares[:, None] * phi), np.eye(len(sigma)))
+    assert_close(psi.T @ (world.samples[:, None] * psi), np.eye(len(sigma)))
+    assert_close(world.mean_over_views(phi), psi * sigma)
+    assert_close(world.mean_over_samples(psi), phi * sigma)
 
 
 @given(worlds())
@@ -44,44 +44,44 @@ def test_the_first_mode_is_constant_and_no_eigenvalue_leaves_the_unit_interval(w
     assert abs(world.eigenvalues[0] - 1) < EXACT
     assert world.eigenvalues.min() >= 0
     assert (np.diff(world.eigenvalues) <= 0).all()
-    close(world.mean_over_views(np.ones(len(world.view_shares))), np.ones(len(world.samples)))
+    assert_close(world.mean_over_views(np.ones(len(world.view_shares))), np.ones(len(world.samples)))
 
 
 @given(worlds())
 def test_mercer_both_kernels_are_sums_over_modes(world):
     phi, psi, lam = world.view_functions, world.sample_functions, world.eigenvalues
-    close(world.forward_kernel, psi * lam @ psi.T)
-    close(world.backward_kernel, phi * lam @ phi.T)
+    assert_close(world.forward_kernel, psi * lam @ psi.T)
+    assert_close(world.backward_kernel, phi * lam @ phi.T)
 
 
 @given(worlds())
 def test_the_graph_has_the_same_spectrum(world):
     graph = np.linalg.eigvalsh(world.adjacency)[::-1]
     modes = min(len(graph), len(world.eigenvalues))
-    close(graph[:modes], world.eigenvalues[:modes])
-    close(graph[modes:], np.zeros(len(graph) - modes))
-    close(world.pairs.sum(1), world.view_shares)
+    assert_close(graph[:modes], world.eigenvalues[:modes])
+    assert_close(graph[modes:], np.zeros(len(graph) - modes))
+    assert_close(world.pairs.sum(1), world.view_shares)
 
 
 @given(worlds(), st.integers(0, 100))
 def test_a_pairs_disagreement_is_twice_the_variance_within(world, seed):
     f = np.random.default_rng(seed).standard_normal(len(world.view_shares))
     disagreement = (world.pairs * (f[:, None] - f) ** 2).sum()
-    close(disagreement, 2 * world.variance_within(f))
-    close(disagreement, 2 * (world.view_shares @ f**2 - world.samples @ world.mean_over_views(f) ** 2))
+    assert_close(disagreement, 2 * world.variance_within(f))
+    assert_close(disagreement, 2 * (world.view_shares @ f**2 - world.samples @ world.mean_over_views(f) ** 2))
 
 
 @given(worlds())
 def test_an_eigenvalue_is_one_minus_the_share_of_variance_within(world):
-    close(world.variance_within(world.view_functions), 1 - world.eigenvalues)
+    assert_close(world.variance_within(world.view_functions), 1 - world.eigenvalues)
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
 def test_parities_are_eigenfunctions_of_the_hypercube(flips):
     world, chi = hypercube(flips), parities(len(flips))
     sigma = np.array([np.prod([1 - 2 * q for i, q in enumerate(flips) if s >> i & 1]) for s in range(2 ** len(flips))])
-    close(world.mean_over_views(chi), chi * sigma)
-    close(np.sort(sigma**2)[::-1], world.eigenvalues)
+    assert_close(world.mean_over_views(chi), chi * sigma)
+    assert_close(np.sort(sigma**2)[::-1], world.eigenvalues)
 
 
 def test_bit_i_of_a_word_is_flipped_with_its_own_probability():
@@ -92,14 +92,14 @@ def test_bit_i_of_a_word_is_flipped_with_its_own_probability():
 def test_fourier_modes_are_eigenfunctions_of_the_cycle(length, step):
     k = np.arange(length)
     expected = (1 - 2 * step + 2 * step * np.cos(2 * np.pi * k / length)) ** 2
-    close(cycle(length, step).eigenvalues, np.sort(expected)[::-1])
+    assert_close(cycle(length, step).eigenvalues, np.sort(expected)[::-1])
 
 
 @given(st.floats(0.01, 0.99), st.floats(0.01, 0.99), st.floats(0.01, 0.99))
 def test_two_points_have_one_eigenvalue_in_closed_form(p, q, r):
     b = p * r + q * (1 - r)
     world = Augmentation([[p, 1 - p], [q, 1 - q]], [r, 1 - r])
-    close(world.eigenvalues, [1, r * (1 - r) * (p - q) ** 2 / (b * (1 - b))])
+    assert_close(world.eigenvalues, [1, r * (1 - r) * (p - q) ** 2 / (b * (1 - b))])
 
 
 def test_drawn_views_follow_the_table():
