@@ -59,6 +59,73 @@ class TinyResNet(nn.Sequential):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
+class PatchFeatures(nn.Module):
+    """Features that learn nothing: random whitened patches as filters, a soft threshold, averages over the quadrants.
+
+    Maps `(n, 3, H, W)` to `(n, 8 filters)`: each filter's response, over the contrast of the patch, above the
+    threshold and below its negative, in each of four quadrants. Fixed once made, so that linear maps of them are linear
+    models. Patches lie two pixels apart.
+
+    Args:
+        images: normalised as the network will see them, `(n, 3, H, W)`; the patches are cut from them.
+        filters: how many patches.
+        patch: their side, pixels.
+        threshold: in standard deviations of the responses over patches.
+        seed: of the choice of patches.
+
+    Raises:
+        InputError: images that are no such tensor, smaller than a patch, or fewer than a hundred.
+
+    Source: Coates and Ng 2011 (random patches, soft threshold).
+    """
+
+    filters: Tensor
+    threshold: Tensor
+
+    def __init__(
+        self,
+        images: Float[Tensor, "n 3 h w"],
+        filters: int = 64,
+        patch: int = 6,
+        threshold: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if images.ndim != 4 or images.shape[1] != 3 or min(images.shape[2:]) < patch or len(images) < 100:
+            wanted = f"100 images or more (n, 3, H, W), each side at least {patch}"
+            raise InputError(f"patch features want {wanted}; given {tuple(images.shape)}")
+        generator = torch.Generator().manual_seed(seed)
+
+        def draw(below: int) -> Tensor:
+            return torch.randint(below, (20_000, 1, 1, 1), generator=generator)
+
+        sample, top, left = draw(len(images)), *(draw(side - patch + 1) for side in images.shape[2:])
+        y, x = torch.meshgrid(torch.arange(patch), torch.arange(patch), indexing="ij")
+        cut = images[sample, torch.arange(3)[:, None, None], top + y, left + x].flatten(1).double()
+        cut = cut - cut.mean(1, keepdim=True)
+        cut = cut / (cut.square().mean(1, keepdim=True) + _CONTRAST).sqrt()
+        values, vectors = torch.linalg.eigh(cut.T @ cut / len(cut))
+        whiten = vectors * (values + 0.1 * values.mean()).rsqrt() @ vectors.T
+        white = cut @ whiten
+        chosen = nn.functional.normalize(white[:filters]) @ whiten
+        spread = (cut @ chosen.T).std()
+        chosen = chosen - chosen.mean(1, keepdim=True)  # so that a patch's mean falls out
+        self.register_buffer("filters", (chosen / spread).float().unflatten(1, (3, patch, patch)))
+        self.register_buffer("threshold", torch.tensor(threshold))
+
+    def forward(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n features"]:
+        """The features of images."""
+        side = self.filters.shape[-1]
+        mean, square = (nn.functional.avg_pool2d(x.mean(1, keepdim=True), side, 2) for x in (images, images.square()))
+        contrast = (square - mean.square()).clamp_min(0).add(_CONTRAST).sqrt()
+        response = nn.functional.conv2d(images, self.filters, stride=2) / contrast
+        both = torch.cat([response - self.threshold, -response - self.threshold], 1).relu_()
+        return nn.functional.adaptive_avg_pool2d(both, 2).flatten(1)
+
+
+_CONTRAST = 0.01  # added to a patch's variance: flat patches stay flat
+
+
 class Projector(nn.Sequential):
     """Representation to embedding: [Linear without bias, BatchNorm, ReLU] x (layers - 1), then Linear.
 

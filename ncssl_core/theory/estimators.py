@@ -3,19 +3,22 @@
 The feature f_i on view a of sample x is z_i = g_i + noise: g_i = E[z_i | x], and the noise's covariance given x is S.
 The target is C_ij = E[g_i g_j], the cross-correlation of two views. From N samples with m views each, `u_statistic`
 pairs each view with every other and never with itself, and is unbiased; `all_views` squares the mean over views, and
-is not.
+is not; `each_pair` keeps the pairs apart, unbiased and noisier. Derived in the chapter *How many views?*.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from ncssl_core.base import InputError
+from ncssl_core.theory.kernels import Augmentation
 
 Array = np.ndarray
+Numbers = Float[Array, "..."] | float
 Views = Float[Array, "views samples features"]
 Matrix = Float[Array, "features features"]
 
@@ -51,23 +54,122 @@ def all_views(z: Views) -> Matrix:
     return np.asarray(mean.T @ mean / len(mean))
 
 
-def variance_of_u(views: int, between: float, once: float, twice: float) -> float:
+def each_pair(z: Views) -> Float[Array, "pairs features features"]:
+    """z_a^T z_b / samples for every pair of views a < b: each unbiased, not symmetric, and with the noise of one pair.
+
+    `u_statistic` is the mean of all of them and their transposes.
+
+    Raises:
+        InputError: as `u_statistic`.
+    """
+    z = _checked(z)
+    first, second = np.triu_indices(len(z), 1)
+    return np.asarray(z[first].transpose(0, 2, 1) @ z[second] / z.shape[1])
+
+
+class Moments(NamedTuple):
+    """What the laws of this module need to know of features, all `(features, features)`.
+
+    `target` is C = E[g g^T], `noise` the covariance within samples E[S]; `between`, `once` and `twice` are the parts of
+    `variance_of_u` for every entry; `single` is N times the variance of an entry of `each_pair`.
+    """
+
+    target: Matrix
+    noise: Matrix
+    between: Matrix
+    once: Matrix
+    twice: Matrix
+    single: Matrix
+
+
+def moments(world: Augmentation, features: Float[Array, "views features"]) -> Moments:
+    """The moments of features in a finite world, exactly.
+
+    Args:
+        world: its samples and its table p(view | sample).
+        features: values on every view of the world.
+
+    Raises:
+        InputError: another number of views than the world's.
+    """
+    g, s, _ = _within(world, features)
+    shares, own = world.samples, np.einsum("xii->xi", s)
+    both = np.einsum("xp,xq->xpq", g, g)
+
+    def mean(x: Array) -> Matrix:
+        return np.asarray(np.tensordot(shares, x, 1))
+
+    crossed = np.einsum("xp,xq->xpq", g**2, own)
+    crossed, noises = crossed + crossed.transpose(0, 2, 1), np.einsum("xp,xq->xpq", own, own)
+    target = mean(both)
+    between = mean(both**2) - target**2
+    return Moments(target, mean(s), between, mean(crossed + 2 * both * s), mean(noises + s**2),
+                   between + mean(crossed) + mean(noises))  # fmt: skip
+
+
+def _within(world: Augmentation, features: Array) -> tuple[Array, Array, Array]:
+    """g `(samples, features)`, the noise's covariance given each sample, and the noise itself on every view."""
+    f = np.asarray(features, dtype=float)
+    if f.ndim != 2 or len(f) != len(world.view_shares):
+        raise InputError(
+            f"wanted features on each of {len(world.view_shares)} views (views, features); given {f.shape}"
+        )
+    g = world.mean_over_views(f)
+    noise = f - g[:, None]
+    return g, np.einsum("xa,xai,xaj->xij", world.given, noise, noise), noise
+
+
+def variance_of_u(views: int, between: Numbers, once: Numbers, twice: Numbers) -> Numbers:
     """N Var of an entry of `u_statistic`: between + once / m + twice / (m (m - 1)), exactly, for any law of views.
 
     Args:
         views: m, at least 2.
-        between: Var_x(g_p g_q).
+        between: Var_x(g_p g_q). Numbers, or arrays of them.
         once: E[g_p^2 S_qq + g_q^2 S_pp + 2 g_p g_q S_pq]; on the diagonal 4 E[g^2 s^2].
         twice: E[S_pp S_qq + S_pq^2]; on the diagonal 2 E[s^4].
 
     Raises:
         InputError: fewer than two views.
 
-    Source: Hoeffding's decomposition of a U-statistic of degree two; derived in this book.
+    Source: Hoeffding's decomposition of a U-statistic of degree two; derived in the chapter *How many views?*.
     """
     if views < 2:
         raise InputError(f"a pair wants at least two views; given {views}")
     return between + once / views + twice / (views * (views - 1))
+
+
+def variance_of_all_views(world: Augmentation, features: Float[Array, "views features"], views: int) -> Array:
+    """N Var of the diagonal of `all_views` in a finite world, exactly, `(features,)`.
+
+    Var_x(g^2 + s^2 / m) + 4 E[g^2 s^2] / m + 4 E[g k_3] / m^2 + 2 E[s^4] / m^2 + E[k_4] / m^3, with the third and
+    fourth cumulants k of a view's noise given its sample.
+
+    Raises:
+        InputError: fewer than one view, or as `moments`.
+    """
+    if views < 1:
+        raise InputError(f"a mean wants at least one view; given {views}")
+    g, s, noise = _within(world, features)
+    own = np.einsum("xii->xi", s)
+    third, fourth = (np.einsum("xa,xai->xi", world.given, noise**power) for power in (3, 4))
+    level = g**2 + own / views
+    within = 4 * g**2 * own / views + (4 * g * third + 2 * own**2) / views**2 + (fourth - 3 * own**2) / views**3
+    return np.asarray(world.samples @ (level**2 + within) - (world.samples @ level) ** 2)
+
+
+def plug_in_bias(views: int, samples: int, parts: Moments, lambd: float) -> float:
+    """By how much Barlow Twins' loss at `u_statistic` exceeds the loss at C, on average.
+
+    sum_ij M_ij Var(U_ij), M being 1 on the diagonal and lambd off it: it falls with batch and views, not with epochs.
+    For features that are not centred or normalised within the batch.
+
+    Raises:
+        InputError: fewer than two views or one sample, or a negative weight.
+    """
+    if samples < 1 or not lambd >= 0:
+        raise InputError(f"wanted samples >= 1 and lambd >= 0; given {samples} and {lambd}")
+    mask = lambd + (1 - lambd) * np.eye(len(parts.target))
+    return float((mask * variance_of_u(views, parts.between, parts.once, parts.twice)).sum() / samples)
 
 
 def gaussian_mode(eigenvalue: float) -> tuple[float, float, float]:

@@ -3,19 +3,23 @@
     world = hypercube([0.02, 0.1, 0.45])   # three bits; a view flips each with its own probability
     world.eigenvalues                      # 1, then the share of each eigenfunction that views of one sample agree on
 
-Everything here is a finite sum or one singular value decomposition; nothing is approximated. Derived in the chapter
-*Views, kernels and the augmentation operator*.
+Everything finite here is a sum or one singular value decomposition; nothing is approximated. `Gaussian` is the one
+world with infinitely many images, solved by Hermite polynomials. Derived in the chapter *Views, kernels and the
+augmentation operator*.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import heapq
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
 
 import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float, Int
+from numpy.polynomial import hermite_e
 
 from ncssl_core.base import InputError
 
@@ -174,3 +178,118 @@ def cycle(length: int, step: float) -> Augmentation:
         raise InputError(f"cycle wants length >= 3 and step in [0, 1/2]; given {length} and {step}")
     stay = np.eye(length)
     return Augmentation((1 - 2 * step) * stay + step * (np.roll(stay, 1, 1) + np.roll(stay, -1, 1)))
+
+
+def two_points(first: float, second: float, share: float = 0.5) -> Augmentation:
+    """Two samples and two views: view 0 of sample 0 with probability `first`, of sample 1 with `second`.
+
+    Beside the constant's there is one eigenvalue, share (1 - share) (first - second)^2 / (b (1 - b)), b being how often
+    view 0 occurs. `share` is the probability of sample 0.
+
+    Raises:
+        InputError: no probabilities, or a sample or view that never occurs.
+    """
+    return Augmentation([[first, 1 - first], [second, 1 - second]], [share, 1 - share])
+
+
+def random_world(samples: int, views: int, seed: int = 0) -> Augmentation:
+    """A world without structure: each sample's law of views, and the samples' own, are drawn evenly (Dirichlet).
+
+    Raises:
+        InputError: samples or views below 1.
+    """
+    if samples < 1 or views < 1:
+        raise InputError(f"random_world wants samples >= 1 and views >= 1; given {samples} and {views}")
+    random = np.random.default_rng(seed)
+    return Augmentation(random.dirichlet(np.ones(views), samples), random.dirichlet(np.ones(samples)))
+
+
+class Gaussian:
+    """Independent normal latents: a sample is x ~ N(0, I), a view a = c x + sqrt(1 - c^2) n with n ~ N(0, I).
+
+    T takes the Hermite polynomial He_k of a latent to c^k He_k, so eigenfunctions are products of one polynomial a
+    latent, with eigenvalue the product of c_i^(2 k_i). Linear features come first only while the largest
+    correlation, squared once more, stays below the others: c_1^4 < c_i^2.
+
+    Args:
+        correlations: c, one for each latent, between view and sample, in [0, 1).
+
+    Raises:
+        InputError: no latent, or a correlation outside [0, 1).
+
+    Source: Mehler's formula for the Ornstein-Uhlenbeck process; checked in the chapter *Views, kernels and the
+    augmentation operator*.
+    """
+
+    def __init__(self, correlations: npt.ArrayLike) -> None:
+        self.correlations = np.atleast_1d(np.asarray(correlations, dtype=float))
+        c = self.correlations
+        if c.ndim != 1 or not len(c) or not ((c >= 0) & (c < 1)).all():
+            raise InputError(f"correlations: wanted numbers in [0, 1), one a latent; given {c.tolist()}")
+
+    def modes(self, count: int) -> tuple[Int[Array, "count latents"], Float[Array, " count"]]:
+        """The first eigenfunctions, the constant among them: degrees of their polynomials, and eigenvalues, descending.
+
+        Raises:
+            InputError: count below 1.
+        """
+        if count < 1:
+            raise InputError(f"modes wants count >= 1; given {count}")
+        c = self.correlations
+
+        def eigenvalue(degrees: tuple[int, ...]) -> float:
+            return math.prod(float(x) ** (2 * k) for x, k in zip(c, degrees, strict=True))
+
+        start = (0,) * len(c)
+        waiting, seen = [(-1.0, start)], {start}
+        found: list[tuple[tuple[int, ...], float]] = []
+        while len(found) < count:  # best first: a degree more never raises an eigenvalue
+            value, degrees = heapq.heappop(waiting)
+            found.append((degrees, -value))
+            for i in range(len(c)):
+                more = (*degrees[:i], degrees[i] + 1, *degrees[i + 1 :])
+                if more not in seen:
+                    seen.add(more)
+                    heapq.heappush(waiting, (-eigenvalue(more), more))
+        degrees_of, values = zip(*found, strict=True)
+        return np.array(degrees_of), np.array(values)
+
+    @staticmethod
+    def functions(
+        latents: Float[Array, "samples latents"], degrees: Int[Array, "functions latents"]
+    ) -> Float[Array, "samples functions"]:
+        """Products of Hermite polynomials, normalised to mean square 1, at latents of views or of samples."""
+        x, k = np.asarray(latents, dtype=float), np.asarray(degrees)
+        values = hermite_e.hermevander(x, int(k.max())) / np.sqrt([math.factorial(j) for j in range(k.max() + 1)])
+        columns = np.arange(x.shape[1])
+        return np.stack([values[:, columns, row].prod(1) for row in k], axis=1)
+
+    def draw(self, count: int, views: int, seed: int = 0) -> Float[Array, "views count latents"]:
+        """Latents of `views` views of each of `count` samples.
+
+        Raises:
+            InputError: count or views below 1.
+        """
+        if count < 1 or views < 1:
+            raise InputError(f"draw wants count >= 1 and views >= 1; given {count} and {views}")
+        random, c = np.random.default_rng(seed), self.correlations
+        x = random.standard_normal((count, len(c)))
+        return np.asarray(c * x + np.sqrt(1 - c**2) * random.standard_normal((views, count, len(c))))
+
+    def mean_over_views(
+        self, f: Callable[[Array], Array], samples: Float[Array, "samples latents"], nodes: int = 20
+    ) -> Array:
+        """T f (x) = E[f(a) | x] by Gauss-Hermite quadrature: exact for polynomials of degree below 2 nodes a latent.
+
+        Args:
+            f: maps latents of views `(n, latents)` to `(n,)` or `(n, functions)`.
+            samples: x.
+            nodes: per latent; nodes^latents evaluations a sample.
+        """
+        x, c = np.asarray(samples, dtype=float), self.correlations
+        points, weights = hermite_e.hermegauss(nodes)
+        grid = np.stack(np.meshgrid(*[points] * len(c), indexing="ij"), -1).reshape(-1, len(c))
+        shares = reduce(np.multiply.outer, [weights / weights.sum()] * len(c)).ravel()
+        views = c * x[:, None] + np.sqrt(1 - c**2) * grid
+        values = np.asarray(f(views.reshape(-1, len(c))))
+        return np.asarray(np.einsum("g,xg...->x...", shares, values.reshape(len(x), len(grid), *values.shape[1:])))

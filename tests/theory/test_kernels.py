@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ncssl_core.base import InputError
-from ncssl_core.theory.kernels import Augmentation, cycle, hypercube, parities
+from ncssl_core.theory.kernels import Augmentation, Gaussian, cycle, hypercube, parities, random_world, two_points
 
 EXACT = 1e-12
 
@@ -98,8 +98,44 @@ def test_fourier_modes_are_eigenfunctions_of_the_cycle(length, step):
 @given(st.floats(0.01, 0.99), st.floats(0.01, 0.99), st.floats(0.01, 0.99))
 def test_two_points_have_one_eigenvalue_in_closed_form(p, q, r):
     b = p * r + q * (1 - r)
-    world = Augmentation([[p, 1 - p], [q, 1 - q]], [r, 1 - r])
+    world = two_points(p, q, r)
     assert_close(world.eigenvalues, [1, r * (1 - r) * (p - q) ** 2 / (b * (1 - b))])
+
+
+@given(st.lists(st.floats(0, 0.95), min_size=1, max_size=2), st.integers(0, 100))
+def test_hermite_products_are_eigenfunctions_of_the_gaussian_world(correlations, seed):
+    world = Gaussian(correlations)
+    degrees, values = world.modes(8)
+    x = np.random.default_rng(seed).standard_normal((5, len(correlations)))
+    averaged = world.mean_over_views(lambda a: world.functions(a, degrees), x, nodes=12)
+    scale = np.array([np.prod(np.array(correlations) ** k) for k in degrees])
+    np.testing.assert_allclose(averaged, world.functions(x, degrees) * scale, atol=1e-9)
+    np.testing.assert_allclose(values, scale**2, atol=1e-12)
+
+
+@given(st.lists(st.floats(0.05, 0.95), min_size=1, max_size=3))
+def test_the_first_modes_of_the_gaussian_world_are_the_first(correlations):
+    degrees, values = Gaussian(correlations).modes(10)
+    assert values[0] == 1
+    assert (np.diff(values) <= 1e-15).all()
+    assert len(np.unique(degrees, axis=0)) == 10
+    others = np.stack(np.meshgrid(*[np.arange(11)] * len(correlations)), -1).reshape(-1, len(correlations))
+    best = np.sort(np.prod(np.array(correlations) ** (2 * others), axis=1))[::-1]
+    np.testing.assert_allclose(values, best[:10], rtol=1e-12)
+
+
+def test_gaussian_views_have_the_moments_of_their_modes():
+    world = Gaussian([0.9, 0.6])
+    a, b = world.draw(200_000, 2, seed=1)
+    degrees, values = world.modes(3)  # those of higher degree have heavy tails
+    fa, fb = world.functions(a, degrees), world.functions(b, degrees)
+    np.testing.assert_allclose(fa.T @ fa / len(a), np.eye(3), atol=0.03)
+    np.testing.assert_allclose(fa.T @ fb / len(a), np.diag(values), atol=0.03)
+
+
+def test_a_world_without_structure_is_drawn_from_its_seed():
+    assert (random_world(4, 6, 1).given == random_world(4, 6, 1).given).all()
+    assert (random_world(4, 6, 1).given != random_world(4, 6, 2).given).any()
 
 
 def test_drawn_views_follow_the_table():
@@ -126,6 +162,12 @@ def test_drawn_views_follow_the_table():
         (lambda: cycle(2, 0.1), "length >= 3"),
         (lambda: cycle(5, 0.6), "1/2"),
         (lambda: cycle(5, 0.1).draw(0, 2), "count >= 1"),
+        (lambda: two_points(1.2, 0.5), "sum to 1"),
+        (lambda: random_world(0, 3), "samples >= 1"),
+        (lambda: Gaussian([1.0]), "in \\[0, 1\\)"),
+        (lambda: Gaussian([]), "in \\[0, 1\\)"),
+        (lambda: Gaussian([0.5]).modes(0), "count >= 1"),
+        (lambda: Gaussian([0.5]).draw(1, 0), "views >= 1"),
     ],
 )
 def test_bad_worlds_get_one_sentence(make, sentence):

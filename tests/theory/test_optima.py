@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from ncssl_core.base import InputError
@@ -50,6 +50,36 @@ def test_the_49_cells_of_the_phase_diagram(dim):
     assert ranks == HELD[dim]
 
 
+@settings(max_examples=15)
+@given(spectra, st.integers(2, 9), st.floats(0.02, 3), st.integers(0, 99))
+def test_no_descent_gets_below_the_water_whatever_the_spectrum(values, dim, kappa, seed):
+    found = invariance(values, dim, kappa / dim)
+    value, _ = minimise(invariance_objective(values, kappa / dim), dim, len(values), starts=2, seed=seed)
+    assert value == pytest.approx(found.loss, abs=1e-6)
+    weight = min(1.0, kappa / dim)
+    bound = barlow_twins(values, dim, weight).loss
+    value, _ = minimise(barlow_twins_objective(values, weight), dim, len(values), starts=2, seed=seed)
+    assert value >= bound - 1e-7
+
+
+@settings(max_examples=10)
+@given(spectra, st.integers(2, 6))
+def test_at_weight_one_the_bound_of_barlow_twins_is_attained_for_every_dim(values, dim):
+    value, _ = minimise(barlow_twins_objective(values, 1.0), dim, len(values), starts=12)
+    assert value == pytest.approx(barlow_twins(values, dim, 1.0).loss, abs=1e-6)
+
+
+@pytest.mark.long
+def test_the_49_cells_of_the_phase_diagram_by_descent():
+    wrong = []
+    for dim, ranks in HELD.items():
+        for weight, rank in zip(WEIGHTS, ranks, strict=True):
+            _, a = minimise(barlow_twins_objective(DECAY, weight), dim, 8, starts=60)
+            held = int((second_moment(a) > 1e-3).sum())
+            wrong += [(dim, weight, held, rank)] if held != rank else []
+    assert wrong == []
+
+
 @pytest.mark.parametrize("lambd", WEIGHTS)
 @pytest.mark.parametrize("dim", [2, 4, 8, 16])
 def test_barlow_twins_minima_are_found_by_descent(dim, lambd):
@@ -76,6 +106,9 @@ def test_modes_enter_at_their_threshold(dim):
             entry = barlow_twins(DECAY, dim, 0.5).thresholds[k - 1] / dim
             assert barlow_twins(DECAY, dim, 0.97 * entry).rank == k - 1
             assert barlow_twins(DECAY, dim, 1.03 * entry).rank == k
+            for side in (0.97, 1.03):
+                _, a = minimise(barlow_twins_objective(DECAY, side * entry), dim, 8, starts=12)
+                assert (second_moment(a) > 1e-4).sum() == k - (side < 1)
 
 
 @given(spectra, st.integers(2, 64))
@@ -117,7 +150,7 @@ def test_the_narrowest_projectors_for_the_decaying_spectrum(lambd, widths):
     assert [d_min(k, DECAY, lambd) for k in range(1, 9)] == widths
 
 
-@pytest.mark.parametrize("sim", [20.0, 60.0, 120.0, 400.0])
+@pytest.mark.parametrize("sim", [20.0, 40.0, 80.0, 160.0, 400.0])
 @pytest.mark.parametrize("dim", [4, 8, 16, 32])
 def test_vicreg_minima_are_found_by_descent(dim, sim):
     values = 0.9 * 0.8 ** np.arange(6)
