@@ -103,7 +103,7 @@ def themed_svg(figure: Figure) -> str:
         (r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-"),
         (r"font: ([\d.]+px) [^;\"]*", r"font-size: \1"),  # matplotlib before 3.9
         (r"font-family: '[^;\"]*;?", ""),
-        (r"(?<=\d\.\d\d)\d+", ""),
+        (r"<[^>]*>", lambda tag: re.sub(r"(?<=\d\.\d\d)\d+", "", tag[0])),  # coordinates; text keeps its digits
         (r"\s*\n\s*", " "),
         (INK, "currentColor"),
         *((colour.lower(), f"var(--ncssl-{place}, {colour})") for place, colour in enumerate(COLOURS)),

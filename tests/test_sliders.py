@@ -45,6 +45,15 @@ class Parts(HTMLParser):
         self.ids += [v for k, v in attributes if k == "id"]
 
 
+def test_numbers_in_a_picture_keep_their_digits():
+    figure = plot(1)
+    figure.axes[0].set(title="0.00123", xlabel="12.3456")
+    html = figures.Picture(figure, "digits").html
+    assert ">0.00123<" in html
+    assert ">12.3456<" in html
+    assert not re.search(r" d=\"[^\"]*\d\.\d\d\d", html)
+
+
 def test_the_static_slider_holds_every_position_and_shows_the_first_one(slider):
     tags = Parts(slider.static()).tags
     frames = [a for _, a in tags if "data-value" in a]
