@@ -311,9 +311,9 @@ def linear_study(
     download: bool = False,
     image_size: int | None = None,
     recipe: str = "cifar",
-    filters: int = 128,
+    filters: int = 64,
     components: int = 256,
-    images: int = 20_000,
+    images: int = 5_000,
     views: int = 8,
 ) -> None:
     """Compare linear encoders of random patch features with the theory's closed forms, on an image set.

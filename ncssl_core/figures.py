@@ -95,7 +95,7 @@ def themed_svg(figure: Figure) -> str:
     width = figure.get_figwidth()  # may shrink to three quarters beside another, and to any phone alone
     look = f"flex:1 1 {0.75 * width:.2f}in;min-width:0;max-width:{width:.2f}in;height:auto"
     look += ";stroke-linejoin:round;font-family:inherit"
-    for pattern, new in (
+    steps: tuple[tuple[str, Any], ...] = (
         (r"<(metadata|style)\b.*?</\1>", ""),
         (r'(<svg [^>]*?) width="[^"]*" height="[^"]*"', r"\1"),
         (r"<svg ", f'<svg aria-hidden="true" style="{look}" '),
@@ -107,7 +107,8 @@ def themed_svg(figure: Figure) -> str:
         (r"\s*\n\s*", " "),
         (INK, "currentColor"),
         *((colour.lower(), f"var(--ncssl-{place}, {colour})") for place, colour in enumerate(COLOURS)),
-    ):
+    )
+    for pattern, new in steps:
         svg = re.sub(pattern, new, svg, flags=re.DOTALL)
     return svg.strip()
 

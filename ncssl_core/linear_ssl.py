@@ -286,9 +286,9 @@ def budgets(
 
 
 def study(
-    data: DataSet, recipe: str = "cifar", filters: int = 128, components: int = 256, images: int = 20_000,
-    views: int = 8, dims: Sequence[int] = DIMS, lambds: Sequence[float] = LAMBDS, dim: int = 64, kappa: float = 4.0,
-    seeds: int = 3,
+    data: DataSet, recipe: str = "cifar", filters: int = 64, components: int = 256, images: int = 5_000,
+    views: int = 8, labelled: int = 10_000, dims: Sequence[int] = DIMS, lambds: Sequence[float] = LAMBDS,
+    dim: int = 64, kappa: float = 4.0, seeds: int = 3,
 ) -> dict[str, Any]:  # fmt: skip
     """Both of the above on random patch features of an image set: the phase diagram, and the trade of images for views.
 
@@ -302,6 +302,7 @@ def study(
         components: principal components of the features that the linear encoders see.
         images: in each half.
         views: of each image, 2 or more; smaller numbers halve it.
+        labelled: training images that the probes are fitted on, at most.
         dims, lambds: of the phase diagram.
         dim, kappa: width and weight in the trade.
         seeds: choices of the smaller sets.
@@ -323,14 +324,15 @@ def study(
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
     half, other = (view_features(net, train.images[part], size, recipe, views, seed)
                    for seed, part in enumerate((order[:images], order[images : 2 * images])))  # fmt: skip
-    judge = Judge(extract_features(net, train.images, size, recipe), train.labels,
+    known = order[-labelled:]
+    judge = Judge(extract_features(net, train.images[known], size, recipe), train.labels[known],
                   extract_features(net, test.images, size, recipe), test.labels)  # fmt: skip
     modes, truth = canonical(half[:2], components), canonical(other, components)
     fewer = [n for n in (images // 16, images // 8, images // 4, images // 2, images) if n > 2 * components]
     numbers = [n for n in (2, 4, 8, 16) if n <= views]
     found = {
         "settings": {"recipe": recipe, "filters": filters, "components": components, "images": images, "views": views,
-                     "dim": dim, "kappa": kappa},
+                     "labelled": len(known), "dim": dim, "kappa": kappa},
         "data": {"name": data.name, "checksum": data.checksum, "images": len(train), "test_images": len(test)},
         "environment": environment(),
         "eigenvalues": modes.eigenvalues.tolist(), "true_eigenvalues": truth.eigenvalues.tolist(),

@@ -61,7 +61,9 @@ def alpha_exponent(eigenvalues: npt.ArrayLike, ranks: tuple[int, int] = (11, 100
     Raises:
         InputError: fewer than three positive eigenvalues in the range.
 
-    Source: alpha-ReQ (Agrawal et al. 2022), after Stringer et al. 2019. From few samples it comes out low.
+    Source: alpha-ReQ (Agrawal et al. 2022), after Stringer et al. 2019. A slowly falling spectrum comes out
+    low from few samples. Where features span fewer directions than `ranks` says, the fit reads rounding errors: cut the
+    range to the rank.
     """
     values = np.asarray(eigenvalues, dtype=float)
     k = np.arange(1, len(values) + 1)
