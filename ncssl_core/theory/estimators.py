@@ -231,6 +231,41 @@ def subspace_error(shared: Array, noise: Array, dim: int, samples: int, views: i
     Source: first-order perturbation; derived in this book.
     """
     c, s = np.asarray(shared, float), np.asarray(noise, float)
+    kept, rest = _split(c, s, dim, samples, views)
+    its_noise, their_noise = s[:dim, None], s[dim:]
+    once, twice = kept * their_noise + rest * its_noise, its_noise * their_noise
+    parts = kept * rest + once / views + twice / (views * (views - 1))
+    return float((parts / (kept - rest) ** 2).sum() / samples)
+
+
+def canonical_error(eigenvalues: Array, dim: int, samples: int, views: int) -> float:
+    """E ||sin Theta||_F^2 of the first `dim` canonical directions, to first order in 1 / N.
+
+    As `subspace_error` for latents of variance 1, but with the covariance estimated on the same views, as a loss does
+    that standardises and decorrelates on its batch: directions solve U v = lambda K v. The part that views cannot touch
+    is multiplied by (1 - lambda_j)^2, so well-kept directions gain most.
+
+    Args:
+        eigenvalues: correlations of two views, descending, in [0, 1], `(latents,)`.
+        dim, samples, views: as for `subspace_error`.
+
+    Raises:
+        InputError: eigenvalues outside [0, 1], or as `subspace_error`.
+
+    Source: derived in the chapter *How much data?*; for independent latents of any law.
+    """
+    values = np.asarray(eigenvalues, float)
+    if not ((values >= 0) & (values <= 1)).all():
+        raise InputError(f"eigenvalues lie in [0, 1]; given {values.tolist()}")
+    kept, rest = _split(values, 1 - values, dim, samples, views)
+    lost, twice = (1 - kept) ** 2, (1 - kept) * (1 - rest)
+    once = lost * (kept + rest - 2 * kept * rest) + kept**2 * twice
+    parts = lost * kept * rest + once / views + twice / (views * (views - 1))
+    return float((parts / (kept - rest) ** 2).sum() / samples)
+
+
+def _split(c: Array, s: Array, dim: int, samples: int, views: int) -> tuple[Array, Array]:
+    """The first `dim` of c, as a column, and the rest."""
     if c.ndim != 1 or c.shape != s.shape or not 1 <= dim < len(c) or views < 2 or samples < 1:
         raise InputError(
             f"wanted two lists of one length, 1 <= dim < {c.size}, views >= 2 and samples >= 1; "
@@ -238,10 +273,7 @@ def subspace_error(shared: Array, noise: Array, dim: int, samples: int, views: i
         )
     if not c[dim - 1] > c[dim]:
         raise InputError(f"wanted a gap after the first {dim} variances; given {c.tolist()}")
-    kept, its_noise, rest, their_noise = c[:dim, None], s[:dim, None], c[dim:], s[dim:]
-    once, twice = kept * their_noise + rest * its_noise, its_noise * their_noise
-    parts = kept * rest + once / views + twice / (views * (views - 1))
-    return float((parts / (kept - rest) ** 2).sum() / samples)
+    return c[:dim, None], c[dim:]
 
 
 def davis_kahan(estimate: Matrix, truth: Matrix, dim: int) -> float:

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.linalg import eigh
 
 from ncssl_core.base import InputError
 from ncssl_core.theory.estimators import (
     all_views,
     best_views,
+    canonical_error,
     davis_kahan,
     each_pair,
     gaussian_mode,
@@ -170,6 +172,22 @@ def test_the_subspace_error_is_right_to_first_order_and_davis_kahan_holds_but_is
     assert np.mean(bounds) > 10 * np.mean(errors)
 
 
+@pytest.mark.parametrize("views", [2, 4])
+@pytest.mark.parametrize("draw", ["standard_normal", "laplace"])
+def test_the_error_of_canonical_directions_is_right_to_first_order(views, draw):
+    """Independent latents of any law; the covariance is estimated on the same views."""
+    values, random, errors = np.array([0.9, 0.7, 0.4, 0.3, 0.1]), np.random.default_rng(views), []
+    scale = np.sqrt(2) if draw == "laplace" else 1.0
+    for _ in range(200):
+        z = np.sqrt(values) * getattr(random, draw)(size=(1500, 5)) / scale
+        z = z + np.sqrt(1 - values) * getattr(random, draw)(size=(views, 1500, 5)) / scale
+        own = np.einsum("vni,vnj->ij", z, z) / (views * 1500)
+        basis = np.linalg.qr(eigh(u_statistic(z), own)[1][:, -2:])[0]
+        errors.append((basis[2:] ** 2).sum())
+    assert np.mean(errors) == pytest.approx(canonical_error(values, 2, 1500, views), rel=0.12)
+    assert canonical_error(values, 2, 1500, views) < subspace_error(values, 1 - values, 2, 1500, views)
+
+
 def test_the_papers_half_and_quarter():
     assert views_for_data(2)[0] == pytest.approx(0.366, abs=5e-4)
     assert views_for_data(4)[0] == pytest.approx(0.274, abs=5e-4)
@@ -181,7 +199,8 @@ def test_the_papers_half_and_quarter():
     [lambda: u_statistic(np.zeros((1, 4, 2))), lambda: all_views(np.zeros((3, 4))), lambda: variance_of_u(1, 1, 1, 1),
      lambda: gaussian_mode(1.2), lambda: best_views(-1, 0), lambda: views_for_data(1),
      lambda: subspace_error([1, 0.5], [1, 1], 2, 10, 2), lambda: subspace_error([1, 1], [1, 1], 1, 10, 2),
-     lambda: davis_kahan(np.eye(2), np.eye(2), 1), lambda: each_pair(np.zeros((1, 4, 2))),
+     lambda: davis_kahan(np.eye(2), np.eye(2), 1), lambda: canonical_error([1.2, 0.5], 1, 9, 2),
+     lambda: canonical_error([0.5, 0.5], 1, 9, 2), lambda: each_pair(np.zeros((1, 4, 2))),
      lambda: moments(hypercube([0.1]), np.zeros((3, 2))),
      lambda: variance_of_all_views(hypercube([0.1]), np.zeros((2, 2)), 0),
      lambda: plug_in_bias(2, 0, moments(hypercube([0.1]), parities(1)), 0.1)],
