@@ -54,7 +54,7 @@ def view_features(
     seed: int = 0,
     batch: int = 512,
 ) -> Views:
-    """Features `(views, samples, features)` of `views` random views of each image, by a backbone in evaluation mode.
+    """Features `(views, samples, features)` of random views of each image, by a backbone that is in evaluation mode.
 
     Raises:
         InputError: as `MultiView` does.
@@ -69,7 +69,7 @@ def view_features(
 
 @dataclass(frozen=True, eq=False)
 class Canonical:
-    """Linear features of variance 1, uncorrelated with each other and across views, best agreement first.
+    """Linear features of variance 1, uncorrelated with each other on a view and between two, best agreement first.
 
     `eigenvalues` `(modes,)` are the correlations of each between two views of a sample, `directions` `(features,
     modes)` and `mean` `(features,)` make them from features: `canonical(features)`.
@@ -120,7 +120,7 @@ def canonical(views: Views, components: int | None = None) -> Canonical:
 def optimum(eigenvalues: npt.ArrayLike, loss: Loss, dim: int) -> optima.Optimum:
     """The global minimum of one of the package's losses over features with these eigenvalues, in closed form.
 
-    Eigenvalues from data may leave (0, 1): those below 1e-4 cannot be told from 0 and hold nothing.
+    Eigenvalues from data may leave (0, 1): those below 1e-4 cannot be told from 0, and are left out as never held.
 
     Raises:
         InputError: as `optima.barlow_twins` and `optima.vicreg` do.
@@ -206,7 +206,7 @@ class Judge:
 
 
 def _span(weights: Float[Tensor, "modes dim"]) -> Float[Tensor, "modes rank"]:
-    """An orthonormal basis of what the columns span, leaving out shares of variance below 1e-3, as rounding would."""
+    """An orthonormal basis of what the columns span, leaving out shares of variance below 1e-3."""
     u, s, _ = torch.linalg.svd(nn.functional.normalize(weights, dim=0), full_matrices=False)
     basis: Tensor = u[:, s.square() / weights.shape[1] > 1e-3]
     return basis
@@ -262,7 +262,7 @@ def budgets(
         dim: width, a power of two.
         images: how many images, each more than `truth` has modes.
         numbers: of views.
-        seeds: choices of the images.
+        seeds: choices of the images; where all are taken, every seed gives the same row.
 
     Returns:
         A row for each: `images`, `views`, `seed`; `rank` that the estimate holds, and the `accuracy` of its span; and
