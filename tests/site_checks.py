@@ -106,11 +106,14 @@ class Page:
                 wrong.append(f"slider {place}: only {len(seen)} different pictures")
         return wrong, sliders.count()
 
-    def serious(self):
-        """What axe finds that is serious or critical."""
+    def serious(self, rules=()):
+        """What axe finds that is serious or critical; by these rules alone if any are named."""
         from axe_playwright_python.sync_playwright import Axe
 
-        found = Axe().run(self.page, options={"preload": False}).response["violations"]  # else it fetches style sheets
+        options = {"preload": False, "resultTypes": ["violations"]}  # preloading would fetch style sheets
+        if rules:
+            options["runOnly"] = list(rules)
+        found = Axe().run(self.page, options=options).response["violations"]
         return [
             (v["id"], [n["target"] for n in v["nodes"]][:3]) for v in found if v["impact"] in ("serious", "critical")
         ]

@@ -103,10 +103,12 @@ def test_every_page_in_a_browser(book, mode):
         for path in pages:
             page = Page(browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)).open(path)
             formulas, drawn, wrong = page.mathematics()
-            still, moved = page.move_sliders()
+            still, moved = page.move_sliders() if scheme == "light" else ([], 0)  # colours move no slider
+            rules = {"light": ((),), "dark": (("color-contrast",),)}.get(mode, ())  # the others do not see colours
+            serious = [found for names in rules for found in page.serious(names)]
             found = {
                 "formulas not drawn": formulas - drawn, "formulas wrong": wrong, "formulas cut": page.cut_formulas(),
-                "sliders": still, "overflow": page.overflow(), "axe": page.serious(), "errors": page.errors,
+                "sliders": still, "overflow": page.overflow(), "axe": serious, "errors": page.errors,
             }  # fmt: skip
             assert found.pop("overflow") == [0, []], path.name
             assert not any(found.values()), (path.name, found)
@@ -116,7 +118,7 @@ def test_every_page_in_a_browser(book, mode):
         first.goto((site / "index.html").as_uri())
         first.wait_for_url("**/book/preface.html")
         browser.close()
-    assert sliders >= 20
+    assert scheme == "dark" or sliders >= 20
 
 
 def python_of(folder):
