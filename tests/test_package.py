@@ -14,9 +14,9 @@ import ncssl_core
 PACKAGE = Path(ncssl_core.__file__).parent
 FLOORS = [  # a room imports only from floors above it in this list
     {"base"},
-    {"losses", "augment", "datasets", "models", "spectra", "records", "shapes", "watch"},
+    {"losses", "augment", "datasets", "models", "spectra", "records", "shapes", "watch", "theory"},
     {"config", "probe", "figures", "claims"},
-    {"sliders"},
+    {"sliders", "linear_ssl"},
     {"pretrain"},
     {"sweep"},
     {"cli"},
@@ -48,6 +48,7 @@ def test_the_theory_needs_only_numpy_and_scipy():
         "collections",
         "dataclasses",
         "functools",
+        "heapq",
         "jaxtyping",
         "math",
         "numpy",
