@@ -209,6 +209,43 @@ def arms(runs: Runs) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def curves(runs: Runs) -> pd.DataFrame:
+    """One row an arm and evaluation on the way: what had been spent by then, and the validation accuracy in points.
+
+    The columns that say which arm are those of `arms`, and `device`; `epoch`, `steps`, `views_seen` and `seconds` (of
+    training, mean over seeds) say how far; `validation` and `spread` are mean and standard deviation over its seeds.
+    Seconds compare only within a device.
+    """
+    import pandas as pd
+
+    rows = []
+    for ((loss, data, backbone), _), group in _settings(runs).items():
+        for arm, pairing in _arms(group):
+            (_, first), *_ = arm.runs
+            batch, images = first["config"]["batch"], first["data"]["images"]
+            same = {
+                "data": data, "backbone": backbone, "loss": loss, "epochs": first["config"]["epochs"], "batch": batch,
+                "images": images, "views": arm.views, "pairing": pairing, "dim": arm.dim, "kappa": arm.kappa,
+                "seeds": arm.seeds, "device": "; ".join(sorted(arm.hardware)),
+            }  # fmt: skip
+            for epoch, seconds, *values in zip(*arm.curve()[:2], *_by_seed(arm), strict=True):
+                steps = round(epoch * (images // batch))
+                rows.append({
+                    **same, "epoch": epoch, "steps": steps, "views_seen": steps * batch * arm.views,
+                    "seconds": seconds, "validation": fmean(values),
+                    "spread": stdev(values) if len(values) > 1 else math.nan,
+                })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _by_seed(arm: Arm) -> list[list[float]]:
+    """Validation accuracies of each seed at the epochs of `arm.curve()`."""
+    shared = set(arm.curve()[0])
+    columns = ("evaluation_epoch", "evaluation_linear")
+    points = [zip(*(r["curves"][c] for c in columns), strict=True) for _, r in arm.runs]
+    return [[y for epoch, y in run if epoch in shared] for run in points]
+
+
 def markdown(verdicts: Sequence[Verdict]) -> str:
     """The ledger as a table, one column a cell that has records, and below it what each verdict rests on."""
     names = {"barlow_twins": "Barlow Twins", "vicreg": "VICReg", "resnet50": "ResNet-50"}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import html
 import io
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -178,16 +179,20 @@ def save(figure: Figure, path: Path) -> None:
     _matplotlib().close(figure)
 
 
-def glue(name: str, value: object) -> None:
+def glue(name: str, value: object, form: str = "") -> None:
     """Name a value for the chapter's prose, where MyST's role `glue:text` puts it; elsewhere nothing is seen of it.
 
     Needs IPython.
 
     Args:
         name: one in the whole book.
-        value: written with `str`.
+        value: None and NaN are written as "not yet measured".
+        form: how it is written, as in `format(value, form)`.
     """
     from IPython.display import display
+
+    missing = value is None or (isinstance(value, float) and math.isnan(value))
+    value = "not yet measured" if missing else format(value, form)
 
     prefix = "application/papermill.record/"
     display(

@@ -24,12 +24,13 @@ import itertools
 import json
 import math
 import shutil
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
@@ -43,6 +44,10 @@ from ncssl_core.pretrain import Run, hardware, pretrain, seconds_per_step, untra
 from ncssl_core.probe import probe
 from ncssl_core.watch import lines_of
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+_ARCHIVES = {"CIFAR-10-JPEG": "cifar10-jpeg.tar.xz", "Imagenette-96": "imagenette-96-jpeg.tar.xz"}
 _WHERE = ("root", "download", "device", "out")  # a record leaves these to its reader
 _NOT_WHAT = ("data", *_WHERE, "compile", "checkpoint_every", "log_every")  # settings that do not decide the result
 _MARGIN = 1.1  # a run is started if 1.1 times its predicted time is left
@@ -56,16 +61,17 @@ class Task:
     config: PretrainConfig
     baselines: bool = False
 
-    def name(self, data: DataSet) -> str:
-        """What the run on these images is called: the settings that matter most, and a digest of all that matter."""
+    def name(self, data: DataSet | str) -> str:
+        """What the run on these images, or on a set of SET_NAMES, is called: what matters most, and a digest of all."""
         c, usual = self.config, PretrainConfig().plain()
         said = {k: v for k, v in c.plain().items() if v != usual[k] and k not in _NOT_WHAT}
-        of = [data.name] if data.name in SET_NAMES else [data.name, data.checksum]
+        set_name = data if isinstance(data, str) else data.name
+        of = [set_name] if isinstance(data, str) or set_name in SET_NAMES else [set_name, data.checksum]
         digest = hashlib.sha256(json.dumps([*of, said], sort_keys=True).encode()).hexdigest()[:8]
         kappa = f"{records.kappa(c.plain()):.2g}"
         share = f"-f{c.fraction:.2g}" if c.fraction < 1 else ""
         main = f"{c.backbone}-{c.loss}-d{c.dim}-k{kappa}-m{c.views}-e{c.epochs}{share}-s{c.seed}"
-        return f"{data.name.lower()}-{main}-{digest}"
+        return f"{set_name.lower()}-{main}-{digest}"
 
 
 @dataclass(frozen=True)
@@ -109,6 +115,50 @@ def _tasks(entry: dict[str, Any]) -> Iterator[Task]:
     values = [v if isinstance(v, list) else [v] for v in entry.values()]
     for chosen in itertools.product(*values):
         yield Task(config_from(dict(zip(entry, chosen, strict=True))), baselines)
+
+
+def coverage(runs: Iterable[str], suites: Iterable[str]) -> pd.DataFrame:
+    """What is recorded of suites that come with the package, on each set they are for, and the command that goes on.
+
+    Args:
+        runs: names of the records there are.
+        suites: names of suites, as "cpu-views".
+    """
+    import pandas as pd
+
+    there, rows = set(runs), []
+    for suite in map(read_suite, suites):
+        for data in suite.sets:
+            names = {task.name(data) for task in suite.tasks}
+            source = "--download" if data in ("CIFAR-10", "STL-10") else f"--data {_ARCHIVES[data]}"
+            row = {"suite": suite.name, "images": data, "recorded": len(names & there), "of": len(names)}
+            rows.append({**row, "command": f"ncssl sweep {suite.name} {source}"})
+    return pd.DataFrame(rows)
+
+
+def compare(configs: Iterable[PretrainConfig], data: DataSet | None = None) -> pd.DataFrame:
+    """Run a few short settings one after another; one row each, as `records.table` gives, and `validation`.
+
+    Args:
+        configs: each with `validation` and `probe_every`; runs without `out` go to a folder that is then deleted.
+        data: the images of all; each config's own if not given.
+
+    Returns:
+        The table; the records, with their curves, are in `.attrs["records"]`.
+
+    Raises:
+        InputError: as `pretrain` does.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        paths = []
+        for place, config in enumerate(configs):
+            named = replace(config, out=config.out or str(Path(folder) / f"{place}"))
+            run = pretrain(named, data=data, evaluate=on_validation, resume=config.out is not None)
+            paths.append(run.folder)
+        frame = records.table(paths)
+    curves = [record["curves"] for record in frame.attrs["records"]]
+    frame["validation"] = [c.get("evaluation_linear", [math.nan])[-1] for c in curves]
+    return frame
 
 
 def on_validation(backbone: nn.Module, run: Run) -> dict[str, float]:
