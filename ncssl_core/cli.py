@@ -255,6 +255,104 @@ def show_runs(runs: list[str], png: str | None = None) -> None:
     print(f"curves: {path}")
 
 
+def neighbours_page(
+    run: str,
+    data: str | None = None,
+    out: str = "neighbours.html",
+    queries: int = 20,
+    neighbours: int = 6,
+    split: str = "train",
+    image_size: int | None = None,
+    skip_unreadable: bool = False,
+    seed: int = 0,
+    device: str = "auto",
+) -> None:
+    """Write a web page that shows, for random images, those that a run's representation takes for most alike.
+
+    Args:
+        run: The run's folder.
+        data: A set of images, as for pretrain; the run's own if not given.
+        out: The page to write.
+        queries: How many images to ask for.
+        neighbours: How many to show for each.
+        split: Which images: train, test or unlabeled.
+        image_size: Resize the shorter side to this many pixels and crop the centre.
+        skip_unreadable: Leave out images that cannot be decoded, instead of stopping.
+        seed: Which images are asked for.
+        device: "auto", "cpu", "cuda", ...
+    """
+    import torch
+
+    from ncssl_core import spectra
+    from ncssl_core.neighbours import nearest, page
+    from ncssl_core.probe import extract_features
+
+    other = load(data, image_size=image_size, skip_unreadable=skip_unreadable) if data is not None else None
+    loaded = load_run(run, device, other)
+    images = loaded.data[split]
+    if queries < 1:
+        raise InputError(f"queries is at least 1; given {queries}")
+    features = extract_features(loaded.backbone, images.images, loaded.size, loaded.recipe).cpu()
+    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:queries]
+    found = nearest(features, chosen, neighbours)
+    says = (
+        f"The first picture of each row is one of {len(images)} images of {loaded.data.name}, the others are its "
+        f"nearest by the cosine of the representation that {run} learned without labels. RankMe "
+        f"{spectra.rankme(features):.0f} of {features.shape[1]}."
+    )
+    if images.labels is not None:
+        same = (images.labels[found.nearest] == images.labels[found.queries][:, None]).float().mean()
+        says += f" Of the neighbours {100 * float(same):.0f} % are of the query's class."
+    text = page(images, found, f"Neighbours in {loaded.data.name}", says)
+    write_atomically(Path(out), lambda p: p.write_text(text, encoding="utf-8"))
+    print(f"{out}: {len(chosen)} images of {loaded.data.name} with {neighbours} neighbours each")
+
+
+def recommend_settings(
+    images: int | None = None,
+    size: int | None = None,
+    budget: str = "1h",
+    run: str | None = None,
+    results: str | None = None,
+    backbone: str | None = None,
+    device: str = "auto",
+) -> None:
+    """Say which width, weight, views and epochs suit a set of images and a time, and how sure that is.
+
+    Args:
+        images: How many there are to pretrain on; those of --run if not given.
+        size: Side of the views in pixels; that of --run if not given.
+        budget: Time to train, e.g. 20m, 90s or 1h30m.
+        run: A short pilot run on the images: its spectrum and its speed are used.
+        results: Folder of records; those that come along if not given.
+        backbone: That of --run if not given; else tiny, or resnet50 where there is a GPU.
+        device: "auto", "cpu", "cuda", ...
+    """
+    from ncssl_core import records
+    from ncssl_core.pretrain import seconds_per_step
+    from ncssl_core.recommend import pilot_spectrum, recommend
+
+    chosen = pick_device(device)
+    pilot = load_run(run, device) if run is not None else None
+    if pilot is not None:
+        images, size = images or len(pilot.splits[0]), size or pilot.size
+        backbone = backbone or pilot.config.backbone
+    if images is None or size is None:
+        raise InputError("recommend wants --images and --size, or --run to take them from")
+    backbone = backbone or ("resnet50" if chosen.type == "cuda" else "tiny")
+    config = PretrainConfig(backbone=backbone, size=size, batch=128, device=str(chosen))
+    step = seconds_per_step(config, load("synthetic").to(chosen))
+    speed = config.batch * config.views / step
+    advice = recommend(
+        images, size, _seconds(budget), records.read_all(results), speed, backbone,
+        None if pilot is None else pilot_spectrum(pilot),
+    )  # fmt: skip
+    print(f"{images} images, views of {size} pixels, {budget} of {backbone} at {speed:.0f} views/s here")
+    print(advice)
+    source = f"--data {pilot.config.data}" if pilot is not None else "--data PHOTOS"
+    print(f"ncssl pretrain {source} --size {size} --backbone {backbone} {advice.flags}")
+
+
 def sweep_suite(
     suite: str,
     out: str = "results",
@@ -431,6 +529,8 @@ _COMMANDS: dict[str, tuple[Callable[..., object], Callable[[Namespace], None]]] 
     "pretrain": (PretrainConfig, _pretrain),
     "probe": (probe_run, lambda s: probe_run(**s.as_dict())),
     "embed": (embed_run, lambda s: embed_run(**s.as_dict())),
+    "neighbours": (neighbours_page, lambda s: neighbours_page(**s.as_dict())),
+    "recommend": (recommend_settings, lambda s: recommend_settings(**s.as_dict())),
     "show": (show_runs, lambda s: show_runs(**s.as_dict())),
     "sweep": (sweep_suite, lambda s: sweep_suite(**s.as_dict())),
     "linear": (linear_study, lambda s: linear_study(**s.as_dict())),

@@ -15,10 +15,10 @@ PACKAGE = Path(ncssl_core.__file__).parent
 FLOORS = [  # a room imports only from floors above it in this list
     {"base"},
     {"losses", "augment", "datasets", "models", "spectra", "records", "shapes", "watch", "theory"},
-    {"config", "probe", "figures", "claims"},
+    {"config", "probe", "figures", "claims", "neighbours"},
     {"sliders", "linear_ssl"},
     {"pretrain"},
-    {"sweep"},
+    {"sweep", "recommend"},
     {"cli"},
     {"__main__"},
 ]
