@@ -40,8 +40,11 @@ test: .venv/ready  ## Style, types and the tests: at most 15 minutes on two core
 	$(BIN)/mypy
 	$(BIN)/pytest
 
-check: .venv/ready  ## The long checks: training on real images in ../shared/data, kills and resumes. Up to an hour.
-	$(BIN)/pytest -m long -v -rP
+check: export OMP_NUM_THREADS = 1
+check: .venv/ready  ## The long checks, in two lanes of one core each: up to an hour. Real images in ../shared/data; the whole book.
+	@$(BIN)/pytest -m long -v -rP --ignore=tests/test_site.py > .venv/check.log 2>&1 & other=$$!; \
+	$(BIN)/pytest -m long -v -rP tests/test_site.py; site=$$?; \
+	wait $$other; long=$$?; cat .venv/check.log; exit $$((site + long))
 
 bench: .venv/ready  ## Speed and memory against peers, which this installs: ten minutes on two cores.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt

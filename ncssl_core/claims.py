@@ -134,7 +134,7 @@ class Arm:
     @property
     def hardware(self) -> set[str]:
         """What the seeds ran on, and how; seconds compare only where that is one and the same."""
-        return {json.dumps([r["environment"].get(k) for k in (*_where(r), "earlier", "precision")]
+        return {json.dumps([r["environment"].get(k) or None for k in (*_where(r), "earlier", "precision")]
                            + [r["config"].get("compile")]) for _, r in self.runs}  # fmt: skip
 
     def curve(self) -> tuple[list[float], list[float], list[float]]:

@@ -513,7 +513,7 @@ def _seconds(duration: str | None) -> float:
         return math.inf
     match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", duration)
     if not match or not any(match.groups()):
-        raise InputError(f"--time-budget is a time such as 9m, 90s or 1h30m; given {duration!r}")
+        raise InputError(f"a budget is a time such as 9m, 90s or 1h30m; given {duration!r}")
     return sum(int(n or 0) * unit for n, unit in zip(match.groups(), (3600, 60, 1), strict=True))
 
 

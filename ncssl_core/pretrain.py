@@ -103,8 +103,6 @@ def pretrain(
     pool = run.splits[0]
     if config.batch > len(pool):
         raise InputError(f"a batch of {config.batch} is more than the {len(pool)} images to pretrain on")
-    if evaluate and config.probe_every and run.data["train"].labels is None:
-        raise InputError("probe_every wants labelled images: train/<class>/ folders")
     training = _Training(run, checkpoint, backbone)
     if training.epoch >= config.epochs and (folder / "record.json").exists():  # resumed, but it was over
         training.log.bar.close()

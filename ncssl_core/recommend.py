@@ -12,6 +12,7 @@ setting wins. Arms with fewer seeds than others, up to three, are left out.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -45,7 +46,8 @@ class Choice:
 
     def __str__(self) -> str:
         value = f"{self.value:.4g}" if isinstance(self.value, float) else self.value
-        return f"{self.name:<8} {value:<13} {self.sure:<13} {self.why}"
+        why = textwrap.fill(self.why, 78, initial_indent="    ", subsequent_indent="    ")
+        return f"{self.name} {value}, {self.sure}\n{why}"
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Advice:
         return next(c for c in self.choices if c.name == name)
 
     def __str__(self) -> str:
-        return "\n".join([*map(str, self.choices), self.rests])
+        return "\n".join([*map(str, self.choices), textwrap.fill(self.rests, 82)])
 
 
 def recommend(
@@ -206,7 +208,7 @@ def _best_cell(known: _Known, affordable: float) -> tuple[Cell | None, dict[Cell
     for (dim, kappa, views), part in curves.groupby(["dim", "kappa", "views"]):
         longest = part[part.epochs == part.epochs.max()].sort_values("views_seen")
         seen = affordable / float(dear[dim, views])
-        accuracy = float(np.interp(seen, longest.views_seen, longest.validation))
+        accuracy = float(np.interp(seen, longest.views_seen, longest.validation, left=-math.inf))  # not yet begun
         reached[int(dim), float(kappa), int(views)] = _Reached(accuracy, seen > longest.views_seen.max())
     best = max(r.accuracy for r in reached.values())
     good = [cell for cell, r in reached.items() if r.accuracy >= best - TIE]
@@ -237,7 +239,8 @@ def _by_spectrum(spectrum: Float[np.ndarray, " modes"], dim: Choice, kappa: Choi
     """Width and weight by the thresholds of the chapter on orthogonality, from what views of these images agree on.
 
     Worth holding are modes whose views agree more than they differ, an eigenvalue above 1/2. The weight is raised, up
-    to 10, until the minimum of the loss holds them; the width is the next power of two that has room for what it holds.
+    to 10, until the minimum of the loss holds them; the width is the next power of two that has room for what it holds,
+    and not below what the records say, since a short pilot finds only the first modes.
     """
     values = np.sort(spectrum[(spectrum > 0) & (spectrum < 1)])[::-1]
     worth = max(int((values > 0.5).sum()), 1)
@@ -249,21 +252,24 @@ def _by_spectrum(spectrum: Float[np.ndarray, " modes"], dim: Choice, kappa: Choi
     while held(weight) < worth and weight < 10:
         weight = min(1.25 * weight, 10.0)
     modes = held(weight)
-    width = int(2 ** math.ceil(math.log2(max(modes, 16))))
+    width = max(2 ** math.ceil(math.log2(modes)), int(dim.value))
     why = f"the pilot's views agree on {worth} modes by more than half; at this weight the loss holds {modes}"
-    changed = weight != float(kappa.value)
-    return (
-        Choice("dim", width, "theory", f"{why}, and needs as many features; records alone say {dim.value}"),
-        Choice("kappa", weight, "theory", f"raised for that: {why}") if changed
-        else Choice("kappa", weight, kappa.sure, f"{why}; {kappa.why}"),
-    )  # fmt: skip
+    room = Choice("dim", width, dim.sure, f"{why}, for which there is room; {dim.why}")
+    if width > int(dim.value):
+        room = Choice("dim", width, "theory", f"{why}, and needs as many features; records alone say {dim.value}")
+    if weight > float(kappa.value):
+        return room, Choice("kappa", weight, "theory", f"{why}; records alone say {kappa.value}")
+    return room, Choice("kappa", weight, kappa.sure, f"{why}; {kappa.why}")
 
 
 def _views(known: _Known, cell: Cell | None, reached: Mapping[Cell, _Reached]) -> Choice:
     if cell is None:
         return Choice("views", 4, "theory", "more views estimate the same loss with less noise; records of them lack")
     alike = {c[2]: r for c, r in reached.items() if c[:2] == cell[:2]}
-    why = f"in that time {', '.join(f'{r.accuracy:.1f} with {m}' for m, r in sorted(alike.items()))}"
+    begun = {m: r for m, r in sorted(alike.items()) if r.accuracy > -math.inf}
+    if not begun:
+        return Choice("views", cell[2], "not measured", "the records' first measurement comes later")
+    why = f"in that time {', '.join(f'{r.accuracy:.1f} with {m}' for m, r in begun.items())}"
     ended = [str(m) for m, r in sorted(alike.items()) if r.ended]
     if ended:
         why += f"; records with {' and '.join(ended)} end sooner, their last value stands"

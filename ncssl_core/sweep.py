@@ -41,7 +41,7 @@ from ncssl_core.base import InputError, RunStopped, unknown_name, write_atomical
 from ncssl_core.config import PretrainConfig, config_from
 from ncssl_core.datasets import SET_NAMES, DataSet
 from ncssl_core.pretrain import Run, hardware, pretrain, seconds_per_step, untrained_backbone
-from ncssl_core.probe import probe
+from ncssl_core.probe import extract_features, probe
 from ncssl_core.watch import lines_of
 
 if TYPE_CHECKING:
@@ -162,12 +162,14 @@ def compare(configs: Iterable[PretrainConfig], data: DataSet | None = None) -> p
 
 
 def on_validation(backbone: nn.Module, run: Run) -> dict[str, float]:
-    """Linear and kNN accuracy on the images held out for validation: what curves over epochs are made of."""
+    """What curves over epochs are made of, on the images held out: RankMe and, with labels, linear and kNN accuracy."""
     _, train, validation = run.splits
+    if train.labels is None:
+        return {"rankme": spectra.rankme(extract_features(backbone, validation.images, run.size, run.recipe))}
     share = min((run.config.probe_images or len(train)) / len(train), 1.0)
     train = train.fraction(share, run.config.seed)
-    scores, _ = probe(backbone, train, validation, run.size, run.recipe, run.device)
-    return {name: scores[name] for name in ("linear", "knn")}
+    scores, features = probe(backbone, train, validation, run.size, run.recipe, run.device)
+    return {"linear": scores["linear"], "knn": scores["knn"], "rankme": spectra.rankme(features)}
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,10 @@
 """Small image sets for the tests; nothing is cached outside a test's own folder, no progress bar is drawn."""
 
 import io
+import os
+import subprocess
 import tarfile
+import venv
 import zipfile
 from pathlib import Path
 from zlib import crc32
@@ -15,7 +18,8 @@ from PIL import Image
 from ncssl_core import PretrainConfig, synthetic
 
 settings.register_profile("quiet", deadline=None)  # a busy machine is no failing test
-settings.load_profile("quiet")
+settings.register_profile("brief", deadline=None, max_examples=20)  # for a second run, at the lower bounds
+settings.load_profile(os.environ.get("NCSSL_TESTS", "quiet"))
 
 
 @pytest.fixture(autouse=True)
@@ -84,3 +88,13 @@ def equal_states():
         return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
     return compare
+
+
+def python_of(folder):
+    """A new virtual environment's Python."""
+    venv.create(folder, with_pip=True)
+    return folder / "bin" / "python"
+
+
+def install(python, *words):
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *words], check=True)

@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -498,3 +499,32 @@ def test_the_readmes_ledger_is_what_the_records_say():
     text = (ROOT / "README.md").read_text()
     (shown,) = re.findall(r"<!-- ledger -->\n(.*?)\n<!-- /ledger -->", text, re.DOTALL)
     assert shown == markdown(ledger(records.read_all(ROOT / "results"))), "run: ncssl report --write README.md"
+
+
+def test_curves_are_means_over_seeds_at_what_was_spent_by_then():
+    runs = recipes("barlow_twins", 82).runs
+    frame, arms = claims.curves(runs), claims.arms(runs)
+    for arm in arms.itertuples():
+        line = frame[(frame.dim == arm.dim) & (frame.views == arm.views)]
+        assert line.validation.iloc[-1] == pytest.approx(arm.validation)
+        assert line.epoch.iloc[-1] == arm.epochs
+        assert line.steps.iloc[-1] == arm.epochs * (arm.images // arm.batch)
+        assert (line.views_seen == line.steps * arm.batch * arm.views).all()
+    assert claims.curves({}).empty
+
+
+def test_seconds_compare_whether_or_not_a_record_says_that_nothing_came_earlier():
+    arm = next(a for a, _ in claims._arms(recipes("barlow_twins", 82).runs))
+    before = arm.hardware
+    for _, record in arm.runs:
+        record["environment"]["earlier"] = []
+    assert arm.hardware == before
+
+
+def test_the_front_figure_is_of_todays_records():
+    sys.path.insert(0, str(ROOT / "experiments"))
+    import front
+    from PIL import Image
+
+    with Image.open(front.OUT) as picture:
+        assert picture.text["Records"] == front.digest(), "run: python experiments/front.py"

@@ -244,7 +244,7 @@ def test_a_budget_that_is_spent_starts_nothing(suite, folder, tmp_path, capsys):
         (["TRY"], "names no images: wanted --data"),
         (["TRY", "--data", "PETS", "--shard", "3/2"], "--shard is i/n with 1 <= i <= n, e.g. 1/4; given '3/2'"),
         (["TRY", "--data", "PETS", "--shard", "0/2"], "--shard is i/n"),
-        (["TRY", "--data", "PETS", "--time-budget", "540"], "--time-budget is a time such as 9m"),
+        (["TRY", "--data", "PETS", "--time-budget", "540"], "a budget is a time such as 9m"),
         (["TRY", "--data", "PETS", "--out", "TRY"], "--out is a folder of records; "),
         (["TRY", "--data", "PLAIN", "--image-size", "16"], "unknown flag '--image-size'"),
     ],
@@ -289,3 +289,37 @@ def test_the_ledger_goes_between_its_lines(tmp_path, capsys):
     page.write_text("nothing")
     assert "has no lines" in ncssl("report", "--write", page, code=2, capsys=capsys).err
     assert "no folder" in ncssl("report", "--results", tmp_path / "none", code=2, capsys=capsys).err
+
+
+def test_a_page_of_neighbours(folder, tmp_path, capsys):
+    run, out = tmp_path / "run", tmp_path / "near.html"
+    ncssl("pretrain", "--data", folder, "--out", run, *FAST, capsys=capsys)
+    said = ncssl("neighbours", run, "--out", out, "--queries", 3, "--neighbours", 2, capsys=capsys).out
+    assert "3 images of pets with 2 neighbours each" in said
+    text = out.read_text()
+    assert text.count("<img ") == 9
+    assert "train/cat/" in text
+    assert "of the query's class" in text.replace("&#x27;", "'")
+    others = as_folder(tmp_path / "others", {f"{i}.jpg": picture(i, (20, 30)) for i in range(4)})
+    ncssl("neighbours", run, "--data", others, "--image-size", 16, "--out", out, "--neighbours", 3, capsys=capsys)
+    assert out.read_text().count("<img ") == 16
+    error = ncssl("neighbours", run, "--neighbours", 99, code=2, capsys=capsys).err
+    assert "wanted 1 to 23 of 24 images; given 99" in error
+    assert "queries is at least 1; given 0" in ncssl("neighbours", run, "--queries", 0, code=2, capsys=capsys).err
+
+
+def test_advice_at_the_command_line(tmp_path, capsys):
+    said = ncssl("recommend", "--images", 20000, "--size", 32, "--budget", "3m", "--device", "cpu", capsys=capsys).out
+    assert "views/s here" in said
+    command = said.splitlines()[-1]
+    assert command.startswith("ncssl pretrain --data PHOTOS --size 32 --backbone tiny --loss barlow_twins --dim")
+    pets = as_folder(tmp_path / "pets", files(per_class=40, size=(16, 16)))
+    ncssl("pretrain", "--data", pets, "--out", tmp_path / "run", *FAST, capsys=capsys)
+    said = ncssl("recommend", "--run", tmp_path / "run", "--budget", "1h", "--device", "cpu", capsys=capsys).out
+    assert said.startswith("80 images, views of 16 pixels, 1h of tiny at")
+    assert "the pilot's views agree on" in said
+    assert f"--data {pets}" in said
+    assert "wants --images and --size, or --run" in ncssl("recommend", code=2, capsys=capsys).err
+    error = ncssl("recommend", "--images", 9, "--size", 32, "--budget", "soon", code=2, capsys=capsys).err
+    assert "--time-budget" not in error
+    assert "a time such as 9m, 90s or 1h30m; given 'soon'" in error

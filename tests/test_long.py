@@ -3,16 +3,19 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
 import yaml
+from conftest import install, python_of
 
 from ncssl_core import records
 
@@ -36,18 +39,16 @@ def ncssl(*words, cache=None, **kw):
 
 
 @needs(not CIFAR.exists(), reason="the real images are not beside this checkout")
-@pytest.mark.parametrize("seed", range(3))
-def test_cifar10_jpeg_beats_the_untrained_backbone_and_pixels(tmp_path, one_cache, seed):
+def test_cifar10_jpeg_beats_the_untrained_backbone_and_pixels(tmp_path, one_cache):
     started = time.perf_counter()
     run = tmp_path / "run"
-    ncssl("pretrain", "--data", CIFAR, "--backbone", "tiny", "--views", 2, "--epochs", 5, "--seed", seed,
-          "--out", run, cache=one_cache)  # fmt: skip
+    ncssl("pretrain", "--data", CIFAR, "--epochs", 5, "--out", run, cache=one_cache)
     ncssl("probe", run, cache=one_cache)
     seconds = time.perf_counter() - started
     record = records.read(run)
     probe = record["probe"]
     trained, untrained, pixels = (probe[k]["linear"] for k in ("trained", "untrained", "pixels"))
-    print(f"\nseed {seed}: linear {trained:.2f}, untrained {untrained:.2f}, pixels {pixels:.2f}, {seconds:.0f} s")
+    print(f"\nlinear {trained:.2f}, untrained {untrained:.2f}, pixels {pixels:.2f}, {seconds:.0f} s")
     assert record["data"]["name"] == "CIFAR-10-JPEG"
     assert trained >= untrained + 2
     assert trained >= pixels + 2
@@ -113,16 +114,16 @@ def names(process):
 
 @pytest.fixture
 def suite(tmp_path):
-    """Six short runs on the built-in images."""
+    """Four short runs on the built-in images."""
     base = {"dim": 64, "epochs": 2, "batch": 128, "fraction": 0.2, "validation": 500, "probe_every": 1}
     path = tmp_path / "try.yaml"
-    path.write_text(yaml.safe_dump({"base": base, "runs": [{"kappa": [2.0, 5.0, 8.0], "seed": [0, 1]}]}))
+    path.write_text(yaml.safe_dump({"base": base, "runs": [{"kappa": [2.0, 8.0], "seed": [0, 1]}]}))
     return path
 
 
 def test_a_sweep_killed_at_ten_random_moments_leaves_every_record_whole_and_once(suite, tmp_path):
     started = time.perf_counter()
-    assert len(names(sweep(suite, "synthetic", tmp_path / "whole"))) == 6
+    assert len(names(sweep(suite, "synthetic", tmp_path / "whole"))) == 4
     duration, whole = time.perf_counter() - started, records.read_all(tmp_path / "whole")
     out, before = tmp_path / "killed", {}
     for trial in range(10):
@@ -133,7 +134,7 @@ def test_a_sweep_killed_at_ten_random_moments_leaves_every_record_whole_and_once
         found = records.read_all(out) if out.exists() else {}  # raises where one is torn
         assert before.items() <= found.items()  # none is lost, none written again
         before = found
-        if len(found) == 6:  # all done: the next kills fall on a new folder
+        if len(found) == 4:  # all done: the next kills fall on a new folder
             out, before = tmp_path / f"killed after {trial}", {}
     names(sweep(suite, "synthetic", out))
     found = records.read_all(out)
@@ -149,8 +150,8 @@ def test_a_sweep_killed_at_ten_random_moments_leaves_every_record_whole_and_once
 def test_two_sweeps_side_by_side_share_the_runs_out(suite, tmp_path, shards):
     both = [sweep(suite, "synthetic", tmp_path / "out", "--shard", shard) for shard in shards]
     done = [names(process) for process in both]
-    assert len(records.read_all(tmp_path / "out")) == 6
-    assert len(done[0]) + len(done[1]) == 6
+    assert len(records.read_all(tmp_path / "out")) == 4
+    assert len(done[0]) + len(done[1]) == 4
     assert not set(done[0]) & set(done[1])
 
 
@@ -216,3 +217,19 @@ def test_the_benchmark_runs(tmp_path):
     subprocess.run([sys.executable, bench, *parts, "--quick", "--data", "synthetic", "--out", tmp_path], check=True)
     (result,) = tmp_path.glob("*.json")
     assert len(json.loads(result.read_text())["rows"]) > 10
+
+
+def test_the_package_passes_its_tests_at_its_lower_bounds(tmp_path):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = (
+        project["dependencies"] + extras["book"] + [d for d in extras["test"] if re.match("pytest|hypothesis|timm", d)]
+    )
+    python = python_of(tmp_path / "venv")
+    install(python, *(d.replace(">=", "==") for d in wanted))
+    words = ["-m", "pytest", "-q", "-o", "filterwarnings=default", "-p", "no:cacheprovider",
+             "--ignore=tests/test_book.py", "--ignore=tests/test_site.py"]  # fmt: skip
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "NCSSL_TESTS": "brief"}
+    result = subprocess.run([python, *words], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    print(result.stdout[-300:])
+    assert result.returncode == 0, result.stdout[-4000:]

@@ -15,6 +15,7 @@ from ncssl_core.config import read_config
 from ncssl_core.datasets import batches
 from ncssl_core.models import Projector
 from ncssl_core.pretrain import pretrain, untrained_backbone
+from ncssl_core.sweep import on_validation
 
 
 def read_lines(folder):
@@ -168,11 +169,13 @@ def test_a_custom_backbone_starts_from_the_seed(config, shapes, equal_states, tm
     assert equal_states(tmp_path / "a", tmp_path / "b")
 
 
-def test_probing_on_the_way_wants_labels_before_it_trains(config, shapes):
+def test_without_labels_rankme_is_what_is_measured_on_the_way(config, shapes):
     unlabelled = replace(shapes, splits={"train": replace(shapes["train"], labels=None)})
-    with pytest.raises(InputError, match="probe_every wants labelled images"):
-        pretrain(replace(config, validation=80, probe_every=1), data=unlabelled, evaluate=lambda *_: {})
-    assert not config.folder.exists()
+    run = pretrain(replace(config, validation=80, probe_every=1), data=unlabelled, evaluate=on_validation)
+    curves = run.record["curves"]
+    assert curves["evaluation_epoch"] == [1, 2]
+    assert all(1 < r < 80 for r in curves["evaluation_rankme"])
+    assert "evaluation_linear" not in curves
 
 
 def test_resuming_keeps_the_settings_and_the_images(config, shapes):

@@ -13,7 +13,7 @@ import yaml
 from ncssl_core import InputError, PretrainConfig, RunStopped, records, sweep
 from ncssl_core.datasets import DataSet
 from ncssl_core.pretrain import Run, _Training, pretrain
-from ncssl_core.sweep import Pace, Sweep, Task, read_suite
+from ncssl_core.sweep import Pace, Sweep, Task, compare, coverage, read_suite
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[1]
@@ -419,3 +419,25 @@ def test_the_compiled_backbone_serves_the_next_run(shapes, tmp_path, monkeypatch
         made.append(counter["unique_graphs"])
     assert made[1] == made[0] > 0
     torch._dynamo.reset()
+
+
+def test_coverage_counts_the_records_of_each_suite_and_set():
+    names = [t.name("CIFAR-10-JPEG") for t in read_suite("cpu-views").tasks]
+    frame = coverage([*names[:3], "another"], ["cpu-views", "96px-views"]).set_index(["suite", "images"])
+    assert frame.loc[("cpu-views", "CIFAR-10-JPEG"), "recorded"] == 3
+    assert frame.loc[("cpu-views", "CIFAR-10-JPEG"), "of"] == len(set(names))
+    assert frame.loc[("cpu-views", "CIFAR-10"), "recorded"] == 0
+    assert frame.loc[("96px-views", "STL-10"), "command"] == "ncssl sweep 96px-views --download"
+
+
+def test_a_name_is_the_same_from_a_set_and_from_what_it_is_called():
+    task = read_suite("cpu-views").tasks[0]
+    assert task.name(DataSet("CIFAR-10-JPEG", (), "x", {})) == task.name("CIFAR-10-JPEG")
+
+
+def test_short_runs_side_by_side(config, shapes):
+    runs = [replace(config, out=None, dim=dim, validation=80, probe_every=1) for dim in (4, 16)]
+    frame = compare(runs, shapes)
+    assert frame.dim.tolist() == [4, 16]
+    for row, record in zip(frame.itertuples(), frame.attrs["records"], strict=True):
+        assert row.validation == record["curves"]["evaluation_linear"][-1]
