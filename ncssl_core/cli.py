@@ -349,7 +349,9 @@ def recommend_settings(
     )  # fmt: skip
     print(f"{images} images, views of {size} pixels, {budget} of {backbone} at {speed:.0f} views/s here")
     print(advice)
-    source = f"--data {pilot.config.data}" if pilot is not None else "--data PHOTOS"
+    source = f"--data {pilot.config.data}" if pilot is not None else f"--data PHOTOS --image-size {size}"
+    if pilot is not None and pilot.config.image_size:
+        source += f" --image-size {pilot.config.image_size}"
     print(f"ncssl pretrain {source} --size {size} --backbone {backbone} {advice.flags}")
 
 

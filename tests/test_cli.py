@@ -312,7 +312,9 @@ def test_advice_at_the_command_line(tmp_path, capsys):
     said = ncssl("recommend", "--images", 20000, "--size", 32, "--budget", "3m", "--device", "cpu", capsys=capsys).out
     assert "views/s here" in said
     command = said.splitlines()[-1]
-    assert command.startswith("ncssl pretrain --data PHOTOS --size 32 --backbone tiny --loss barlow_twins --dim")
+    assert command.startswith(
+        "ncssl pretrain --data PHOTOS --image-size 32 --size 32 --backbone tiny --loss barlow_twins --dim"
+    )
     pets = as_folder(tmp_path / "pets", files(per_class=40, size=(16, 16)))
     ncssl("pretrain", "--data", pets, "--out", tmp_path / "run", *FAST, capsys=capsys)
     said = ncssl("recommend", "--run", tmp_path / "run", "--budget", "1h", "--device", "cpu", capsys=capsys).out
