@@ -62,7 +62,7 @@ def test_the_book_builds_in_time_and_at_once_when_nothing_changed(book):
     chapters = dict(re.findall(r"(\S+)\.md: Executed notebook in ([\d.]+) seconds", said))
     print(f"cold {seconds:.0f} s", chapters)
     assert len(chapters) == len(list((ROOT / "book").rglob("*.md"))) - 3  # notation, package, references
-    assert max(map(float, chapters.values())) <= 300  # other long checks run beside; alone it is half of that
+    assert max(map(float, chapters.values())) <= 400  # other long checks run beside; alone it is a third of that
     assert seconds <= 35 * 60
     said, seconds = build(out)
     print(f"unchanged {seconds:.0f} s")
