@@ -258,7 +258,7 @@ def markdown(verdicts: Sequence[Verdict]) -> str:
     lines = ["| claim | " + "".join(f"{c} | " for c in columns), "| --- " * (len(columns) + 1) + "|"]
     for claim, text in CLAIMS.items():
         words = {cell(v): v.verdict for v in verdicts if v.claim == claim}
-        lines.append(f"| {claim} {text} | " + "".join(f"{words.get(c, "")} | " for c in columns))
+        lines.append(f"| {claim} {text} | " + "".join(f"{words.get(c, '')} | " for c in columns))
     lines = [line.rstrip() for line in lines]
     lines += ["", f"Without any record yet: {'; '.join(bare)}."] if bare else []
     lines += [""]
