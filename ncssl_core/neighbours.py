@@ -38,7 +38,7 @@ class Neighbours(NamedTuple):
 def nearest(features: Float[Tensor, "samples features"], queries: Int64[Tensor, " q"], count: int = 6) -> Neighbours:
     """The images most like each query, by the cosine of centred features; a query is not its own neighbour.
 
-    Centring matters: features that come out of a ReLU all point one way, and cosines of 0.9 would say nothing.
+    Centring matters: features that come out of a ReLU all point one way, so that any two would seem alike.
 
     Args:
         features: one row an image.
