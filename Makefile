@@ -42,8 +42,8 @@ test: .venv/ready  ## Style, types and the tests: at most 15 minutes on two core
 
 check: export OMP_NUM_THREADS = 1
 check: .venv/ready  ## The long checks, in two lanes of one core each: up to an hour. Real images in ../shared/data; the whole book.
-	@$(BIN)/pytest -m long -v -rP --ignore=tests/test_site.py > .venv/check.log 2>&1 & other=$$!; \
-	$(BIN)/pytest -m long -v -rP tests/test_site.py; site=$$?; \
+	@$(BIN)/pytest -m long -v -rPfE --ignore=tests/test_site.py > .venv/check.log 2>&1 & other=$$!; \
+	$(BIN)/pytest -m long -v -rPfE tests/test_site.py; site=$$?; \
 	wait $$other; long=$$?; cat .venv/check.log; exit $$((site + long))
 
 bench: .venv/ready  ## Speed and memory against peers, which this installs: ten minutes on two cores.
