@@ -55,6 +55,7 @@ RULES = {
     "C6": "d = 256 with 4 views ends at least 0.5 higher than d = 8192 with 2 views and the heuristic weight; "
     "contradicted if at least 0.5 lower",
 }
+NAMES = {"barlow_twins": "Barlow Twins", "vicreg": "VICReg", "resnet50": "ResNet-50"}  # what a reader calls them
 Word = Literal["supported", "contradicted", "mixed", "too few seeds", "not yet measured"]
 SEEDS = 3
 SMALL, RECOMMENDED, HEURISTIC = 256, 256, 8192  # widths of the projector
@@ -85,6 +86,11 @@ class Verdict:
     epochs: int | None = None
     images: int | None = None
     runs: tuple[str, ...] = ()
+
+    @property
+    def cell(self) -> str:
+        """Backbone, image set and loss, in words."""
+        return f"{NAMES.get(self.backbone, self.backbone)}, {self.data}, {NAMES.get(self.loss, self.loss)}"
 
     @property
     def rests(self) -> str:
@@ -209,6 +215,16 @@ def arms(runs: Runs) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def apart(a: pd.Series, b: pd.Series) -> str:
+    """How far apart two rows of `arms` are on the test images; in words, where both have seeds enough."""
+    difference, fewest = a.linear - b.linear, min(a.seeds, b.seeds)
+    if fewest < SEEDS:
+        return f"{difference:+.1f} points ({fewest} of {SEEDS} seeds: no verdict)"
+    noise = 2 * math.sqrt(a.sd**2 / a.seeds + b.sd**2 / b.seeds)
+    word = "higher" if difference > noise else "lower" if -difference > noise else "not told apart"
+    return f"{difference:+.1f} points (2 s.e. {noise:.1f}), {word}"
+
+
 def curves(runs: Runs) -> pd.DataFrame:
     """One row an arm and evaluation on the way: what had been spent by then, and the validation accuracy in points.
 
@@ -248,23 +264,18 @@ def _by_seed(arm: Arm) -> list[list[float]]:
 
 def markdown(verdicts: Sequence[Verdict]) -> str:
     """The ledger as a table, one column a cell that has records, and below it what each verdict rests on."""
-    names = {"barlow_twins": "Barlow Twins", "vicreg": "VICReg", "resnet50": "ResNet-50"}
-
-    def cell(v: Verdict) -> str:
-        return f"{names.get(v.backbone, v.backbone)}, {v.data}, {names.get(v.loss, v.loss)}"
-
-    columns = list(dict.fromkeys(cell(v) for v in verdicts if v.epochs))
-    bare = dict.fromkeys(cell(v) for v in verdicts if cell(v) not in columns)
+    columns = list(dict.fromkeys(v.cell for v in verdicts if v.epochs))
+    bare = dict.fromkeys(v.cell for v in verdicts if v.cell not in columns)
     lines = ["| claim | " + "".join(f"{c} | " for c in columns), "| --- " * (len(columns) + 1) + "|"]
     for claim, text in CLAIMS.items():
-        words = {cell(v): v.verdict for v in verdicts if v.claim == claim}
+        words = {v.cell: v.verdict for v in verdicts if v.claim == claim}
         lines.append(f"| {claim} {text} | " + "".join(f"{words.get(c, '')} | " for c in columns))
     lines = [line.rstrip() for line in lines]
     lines += ["", f"Without any record yet: {'; '.join(bare)}."] if bare else []
     lines += [""]
     for v in verdicts:
         if v.runs:
-            lines.append(f"- **{v.claim}, {cell(v)}: {v.verdict}.** {v.says} ({v.rests}).")
+            lines.append(f"- **{v.claim}, {v.cell}: {v.verdict}.** {v.says} ({v.rests}).")
     return "\n".join(lines)
 
 

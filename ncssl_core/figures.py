@@ -114,6 +114,14 @@ def themed_svg(figure: Figure) -> str:
     return svg.strip()
 
 
+def missing(command: str) -> Picture:
+    """The picture that stands where records are missing, with the command that makes them."""
+    figure, axis = _matplotlib().subplots(figsize=(5.4, 2.2))
+    axis.text(0.5, 0.5, f"not yet measured:\n{command}", ha="center", va="center", transform=axis.transAxes)
+    axis.set(xticks=[], yticks=[])
+    return Picture(figure, f"Not yet measured; {command} does.")
+
+
 _NAMES = {
     "loss": "loss", "on_diagonal_mean": "on-diagonal error per feature",
     "off_diagonal_mean": "mean squared correlation of features", "invariance": "invariance", "variance": "variance",

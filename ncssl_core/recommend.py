@@ -183,14 +183,29 @@ Cell = tuple[int, float, int]  # dim, kappa, views
 
 
 @dataclass(frozen=True)
-class _Reached:
+class Reached:
     """A cell's validation accuracy after a time, and whether its records had ended by then."""
 
     accuracy: float
     ended: bool
 
 
-def _best_cell(known: _Known, affordable: float) -> tuple[Cell | None, dict[Cell, _Reached]]:
+def best_cell(
+    runs: Mapping[str, Mapping[str, Any]], images: int, size: int, affordable: float, backbone: str = "tiny"
+) -> tuple[Cell | None, dict[Cell, Reached]]:
+    """The (dim, kappa, views) that `recommend` takes from records, and what every cell of them had reached by then.
+
+    Args:
+        runs: records by name.
+        images: how many there are to pretrain on.
+        size: side of the views, pixels.
+        affordable: how many views the time allows.
+        backbone: what is to be trained.
+    """
+    return _best_cell(_Known.near(runs, backbone, size, images), affordable)
+
+
+def _best_cell(known: _Known, affordable: float) -> tuple[Cell | None, dict[Cell, Reached]]:
     """The cheapest of the cells whose curve is within `TIE` of the highest after the time, and what each reached.
 
     The time is that of `affordable` views. What a wide projector or more views make of a view's cost, is taken from
@@ -200,16 +215,17 @@ def _best_cell(known: _Known, affordable: float) -> tuple[Cell | None, dict[Cell
     if len(curves):
         curves = curves[(curves.loss == "barlow_twins") & (curves.kappa <= 10)]
         curves = curves[curves.seeds >= min(curves.seeds.max(), claims.SEEDS)]
-    reached: dict[Cell, _Reached] = {}
+    reached: dict[Cell, Reached] = {}
     if curves.empty:
         return None, reached
     cost = curves.seconds / curves.views_seen
-    dear = cost.groupby([curves.dim, curves.views]).median() / cost.median()  # a view's cost, the usual one being 1
+    cost = cost.groupby([curves.dim, curves.views]).min()  # the least: nothing ran beside it
+    dear = cost / cost.median()  # a view's cost, the usual one being 1
     for (dim, kappa, views), part in curves.groupby(["dim", "kappa", "views"]):
         longest = part[part.epochs == part.epochs.max()].sort_values("views_seen")
         seen = affordable / float(dear[dim, views])
         accuracy = float(np.interp(seen, longest.views_seen, longest.validation, left=-math.inf))  # not yet begun
-        reached[int(dim), float(kappa), int(views)] = _Reached(accuracy, seen > longest.views_seen.max())
+        reached[int(dim), float(kappa), int(views)] = Reached(accuracy, seen > longest.views_seen.max())
     best = max(r.accuracy for r in reached.values())
     good = [cell for cell, r in reached.items() if r.accuracy >= best - TIE]
     return min(good, key=lambda c: (c[2], c[0], -reached[c].accuracy)), reached
@@ -262,7 +278,7 @@ def _by_spectrum(spectrum: Float[np.ndarray, " modes"], dim: Choice, kappa: Choi
     return room, Choice("kappa", weight, kappa.sure, f"{why}; {kappa.why}")
 
 
-def _views(known: _Known, cell: Cell | None, reached: Mapping[Cell, _Reached]) -> Choice:
+def _views(known: _Known, cell: Cell | None, reached: Mapping[Cell, Reached]) -> Choice:
     if cell is None:
         return Choice("views", 4, "theory", "more views estimate the same loss with less noise; records of them lack")
     alike = {c[2]: r for c, r in reached.items() if c[:2] == cell[:2]}

@@ -487,6 +487,17 @@ def test_arms_are_means_over_seeds():
     assert row["sd"] == pytest.approx(0.2)
 
 
+@pytest.mark.parametrize(
+    ("accuracy", "seeds", "says"),
+    [(82, 3, "+2.0 points (2 s.e. 0.3), higher"), (78, 3, "-2.0 points (2 s.e. 0.3), lower"),
+     (80.1, 3, "+0.1 points (2 s.e. 0.3), not told apart"), (82, 2, "+2.0 points (2 of 3 seeds: no verdict)")],
+)  # fmt: skip
+def test_how_far_two_arms_are_apart_is_said_in_words(accuracy, seeds, says):
+    runs = Made().add(80, dim=64, seeds=3).add(accuracy, dim=256, seeds=seeds).runs
+    frame = claims.arms(runs).set_index("dim")
+    assert claims.apart(frame.loc[256], frame.loc[64]) == says
+
+
 def test_a_folder_of_records_is_read_whole(tmp_path):
     for name, record in recipes("barlow_twins", 82).runs.items():
         records.write(tmp_path / f"{name}.json", {k: v for k, v in record.items() if k != "schema"})

@@ -115,3 +115,9 @@ def test_a_drawn_figure_is_closed():
 def test_a_slider_without_a_position_is_refused(values, start):
     with pytest.raises(InputError, match="wanted at least one|start is one of"):
         Slider(plot, values, "x", str, start=start)
+
+
+def test_what_is_missing_names_the_command_that_makes_it():
+    picture = figures.missing("ncssl sweep cpu-views")
+    assert "ncssl sweep cpu-views" in picture.html
+    assert picture.says == "Not yet measured; ncssl sweep cpu-views does."
