@@ -97,4 +97,4 @@ def python_of(folder):
 
 
 def install(python, *words):
-    subprocess.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *words], check=True)
+    subprocess.run([python, "-m", "pip", "install", "-qq", "--disable-pip-version-check", *words], check=True)

@@ -153,7 +153,7 @@ def test_every_page_in_a_browser(book):
 def colab(tmp_path_factory):
     """A kernel that has the wheel with its extra `book`, and ipykernel; nothing else."""
     folder = tmp_path_factory.mktemp("colab")
-    command = ["pip", "wheel", "--quiet", "--no-deps", "-w", folder, ROOT]
+    command = ["pip", "wheel", "-qq", "--no-deps", "-w", folder, ROOT]
     subprocess.run([sys.executable, "-m", *map(str, command)], check=True)
     (wheel,) = folder.glob("*.whl")
     python = python_of(folder / "venv")
