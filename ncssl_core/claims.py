@@ -155,7 +155,8 @@ class Arm:
 
 def _where(record: Mapping[str, Any]) -> tuple[str, ...]:
     """The entries of a record's environment that name what it ran on."""
-    return ("device", "processor", "threads") if record["environment"]["device"] == "cpu" else ("device",)
+    processor = ("processor", "threads") if record["environment"]["device"] == "cpu" else ()
+    return ("device", "processes", *processor)
 
 
 Runs = Mapping[str, Mapping[str, Any]]  # name -> record

@@ -381,7 +381,13 @@ def sweep_suite(
         device: "auto", "cpu", "cuda", ...
         compile: Compile the backbone, once for all runs with the same number of views and images in a step.
     """
+    from ncssl_core.parallel import started_by_torchrun
     from ncssl_core.sweep import Sweep, read_suite
+
+    if started_by_torchrun():
+        raise InputError(
+            "a sweep wants one process a run: start one for each GPU, with --device cuda:0 --shard 1/8, ..."
+        )
 
     stop_at = time.monotonic() - time.process_time() + _seconds(time_budget)  # what was spent on starting counts, too
     if not (match := re.fullmatch(r"(\d+)/(\d+)", shard)) or not 1 <= int(match[1]) <= int(match[2]):

@@ -175,15 +175,22 @@ def synthetic(train: int = 10_000, test: int = 2_000, size: int = 32, seed: int 
 
 
 def batches(
-    images: UInt8[Tensor, "n 3 h w"], batch: int, device: torch.device, seed: int, epoch: int, first: int = 0
+    images: UInt8[Tensor, "n 3 h w"],
+    batch: int,
+    device: torch.device,
+    seed: int,
+    epoch: int,
+    first: int = 0,
+    share: slice = slice(None),
 ) -> Iterator[UInt8[Tensor, "batch 3 h w"]]:
     """One epoch in an order that depends on (seed, epoch) only, from batch `first` on; a last short batch is dropped.
 
-    Images that lie on `device` are gathered there; others are copied over a batch at a time.
+    Images that lie on `device` are gathered there; others are copied over a batch at a time. Of each batch the part
+    `share` is given.
     """
     order = _permutation(len(images), seed * 1_000_003 + epoch + 1).to(images.device)
     for start in range(first * batch, len(images) - batch + 1, batch):
-        part = images[order[start : start + batch]]
+        part = images[order[start : start + batch][share]]
         streamed = part.device.type != device.type
         yield part.pin_memory().to(device, non_blocking=True) if streamed else part
 

@@ -6,6 +6,9 @@ views they equal the code published with the papers, value and gradient; the doc
 When the batch is small against the embedding, a sum of squared correlations is computed from two `batch x batch` Gram
 matrices instead of one `dim x dim` matrix: ||Z^T W||_F^2 = <Z Z^T, W W^T>. Same number, fewer operations, and at
 dim 8192 megabytes instead of gigabytes.
+
+With `sync=True` every sum over samples goes over the processes of `torch.distributed` too: each holds its part of the
+batch, `(views, batch / processes, dim)`, and gets the loss of all of it (see `ncssl_core.parallel`).
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ncssl_core.base import InputError, unknown_name
+from ncssl_core.parallel import processes, total
 
 Pairing = Literal["leave-one-out", "all-pairs", "mean"]
 
@@ -42,6 +46,7 @@ class BarlowTwinsLoss(nn.Module):
         lambd: off-diagonal weight (0.0051 in the paper; it is the default when `kappa` is absent too).
         kappa: the same weight as kappa = lambd * dim, which keeps its effect when dim changes.
         pairing: one of the above.
+        sync: over the batches of all processes.
 
     Raises:
         InputError: both weights given, a negative weight, or an unknown pairing.
@@ -56,7 +61,11 @@ class BarlowTwinsLoss(nn.Module):
     """
 
     def __init__(
-        self, lambd: float | None = None, kappa: float | None = None, pairing: Pairing = "leave-one-out"
+        self,
+        lambd: float | None = None,
+        kappa: float | None = None,
+        pairing: Pairing = "leave-one-out",
+        sync: bool = False,
     ) -> None:
         super().__init__()
         if lambd is not None and kappa is not None:
@@ -66,7 +75,7 @@ class BarlowTwinsLoss(nn.Module):
         _check_weights(lambd=lambd, kappa=kappa)
         if pairing not in get_args(Pairing):
             raise unknown_name("pairing", pairing, get_args(Pairing))
-        self.lambd, self.kappa, self.pairing = lambd, kappa, pairing
+        self.lambd, self.kappa, self.pairing, self.sync = lambd, kappa, pairing, sync
 
     def extra_repr(self) -> str:
         """Weights and pairing, for print."""
@@ -89,8 +98,9 @@ class BarlowTwinsLoss(nn.Module):
         """
         dim = _check(z).shape[-1]
         with torch.autocast(z.device.type, enabled=False):
-            x = _standardise(_at_least_fp32(z))
-            on, off = _PAIRINGS["leave-one-out" if len(x) == 2 else self.pairing](x)
+            over = _Samples(z.shape[1], self.sync)
+            x = over.standardise(_at_least_fp32(z))
+            on, off = _PAIRINGS["leave-one-out" if len(x) == 2 else self.pairing](x, over)
         return {
             "on_diagonal": on,
             "off_diagonal": off,
@@ -124,6 +134,7 @@ class VICRegLoss(nn.Module):
     Args:
         sim_coeff, std_coeff, cov_coeff: weights of the three terms.
         halve_variance: as the published code does.
+        sync: over the batches of all processes.
 
     Raises:
         InputError: a negative weight.
@@ -137,11 +148,12 @@ class VICRegLoss(nn.Module):
         std_coeff: float = 25.0,
         cov_coeff: float = 1.0,
         halve_variance: bool = True,
+        sync: bool = False,
     ) -> None:
         super().__init__()
         _check_weights(sim_coeff=sim_coeff, std_coeff=std_coeff, cov_coeff=cov_coeff)
         self.sim_coeff, self.std_coeff, self.cov_coeff = sim_coeff, std_coeff, cov_coeff
-        self.halve_variance = halve_variance
+        self.halve_variance, self.sync = halve_variance, sync
 
     def extra_repr(self) -> str:
         """Weights, for print."""
@@ -158,15 +170,16 @@ class VICRegLoss(nn.Module):
         """
         views, batch, dim = _check(z).shape
         with torch.autocast(z.device.type, enabled=False):
-            x = _at_least_fp32(z)
-            spread = (x - x.mean(0)).square().sum(0)  # over views
-            centred = x - _batch_mean(x)
-            variances = centred.square().sum(1) / (batch - 1)
+            over, x = _Samples(batch, self.sync), _at_least_fp32(z)
+            spread = over.mean((x - x.mean(0)).square().sum(0, keepdim=True)).mean()  # over views
+            centred = x - over.mean(x)
+            free = over.count / (over.count - 1)
+            variances = over.mean(centred.square()).squeeze(1) * free
             hinge = (1 - (variances + 1e-4).sqrt()).relu().mean()
-            norms = _squared_norm_of_product(centred, centred) / (batch - 1) ** 2
+            norms = over.squared_norm_of_product(centred, centred) * free**2
             off_diagonal = (norms - variances.square().sum(-1)).mean()
             return {
-                "invariance": 2 / (views - 1) * spread.mean(),
+                "invariance": 2 / (views - 1) * spread,
                 "variance": hinge if self.halve_variance else 2 * hinge,
                 "covariance": 2 * off_diagonal / dim,
                 "covariance_mean": off_diagonal / max(dim * (dim - 1), 1),
@@ -188,31 +201,40 @@ class VICRegLoss(nn.Module):
 # ---- statistics over the batch: the only places where samples are summed ----------------------------------------
 
 
-def _batch_mean(x: Float[Tensor, "views batch dim"]) -> Float[Tensor, "views 1 dim"]:
-    return x.mean(1, keepdim=True)
+class _Samples:
+    """Means over the samples of this process's batch or, in step with them, of all processes' batches."""
 
+    def __init__(self, batch: int, sync: bool) -> None:
+        self.processes = processes() if sync else 1
+        self.count = batch * self.processes
 
-def _standardise(z: Float[Tensor, "views batch dim"], eps: float = 1e-5) -> Float[Tensor, "views batch dim"]:
-    """Zero mean and unit biased variance over the batch, each view by itself."""
-    centred = z - _batch_mean(z)
-    return centred * torch.rsqrt(_batch_mean(centred.square()) + eps)
+    def mean(self, x: Float[Tensor, "m batch dim"]) -> Float[Tensor, "m 1 dim"]:
+        return x.mean(1, keepdim=True) if self.processes == 1 else total(x.sum(1, keepdim=True)) / self.count
 
+    def standardise(self, z: Float[Tensor, "views batch dim"], eps: float = 1e-5) -> Float[Tensor, "views batch dim"]:
+        """Zero mean and unit biased variance, each view by itself."""
+        centred = z - self.mean(z)
+        return centred * torch.rsqrt(self.mean(centred.square()) + eps)
 
-def _diagonal(x: Float[Tensor, "m batch dim"], y: Float[Tensor, "m batch dim"]) -> Float[Tensor, "m dim"]:
-    """The diagonals of x^T y / batch."""
-    return _batch_mean(x * y).squeeze(1)
+    def diagonal(self, x: Float[Tensor, "m batch dim"], y: Float[Tensor, "m batch dim"]) -> Float[Tensor, "m dim"]:
+        """The diagonals of x^T y / count."""
+        return self.mean(x * y).squeeze(1)
 
+    def squared_norm_of_product(
+        self, x: Float[Tensor, "m batch dim"], y: Float[Tensor, "m batch dim"]
+    ) -> Float[Tensor, " m"]:
+        """||x^T y / count||_F^2, by whichever matrix is cheaper.
 
-def _squared_norm_of_product(x: Float[Tensor, "m batch dim"], y: Float[Tensor, "m batch dim"]) -> Float[Tensor, " m"]:
-    """||x^T y||_F^2, by whichever matrix is cheaper.
-
-    The Gram form is taken only for 2 batch <= dim. There x^T y has at most half its full rank, so the off-diagonal
-    part is at least half of the norm and subtracting the diagonal from it loses no digits.
-    """
-    batch, dim = x.shape[-2:]
-    if 2 * batch <= dim:
-        return ((x @ x.mT) * (y @ y.mT)).sum((-2, -1))
-    return (x.mT @ y).square().sum((-2, -1))
+        The Gram form is taken only for 2 batch <= dim. There x^T y has at most half its full rank, so the off-diagonal
+        part is at least half of the norm and subtracting the diagonal from it loses no digits. Several processes would
+        have to show each other their samples for it; they sum x^T y.
+        """
+        batch, dim = x.shape[-2:]
+        if self.processes > 1:
+            return (total(x.mT @ y) / self.count).square().sum((-2, -1))
+        if 2 * batch <= dim:
+            return ((x @ x.mT) * (y @ y.mT)).sum((-2, -1)) / batch**2
+        return (x.mT @ y).square().sum((-2, -1)) / batch**2
 
 
 # ---- the pairings of views: each returns the on-diagonal and off-diagonal sums ----------------------------------
@@ -220,29 +242,29 @@ def _squared_norm_of_product(x: Float[Tensor, "m batch dim"], y: Float[Tensor, "
 _Sums = tuple[Float[Tensor, ""], Float[Tensor, ""]]
 
 
-def _between(x: Float[Tensor, "m batch dim"], y: Float[Tensor, "m batch dim"]) -> _Sums:
-    """Mean over m of the two sums for C = x^T y / batch."""
-    diagonal = _diagonal(x, y)
-    off = _squared_norm_of_product(x, y) / x.shape[1] ** 2 - diagonal.square().sum(-1)
+def _between(x: Float[Tensor, "m batch dim"], y: Float[Tensor, "m batch dim"], over: _Samples) -> _Sums:
+    """Mean over m of the two sums for C = x^T y / count."""
+    diagonal = over.diagonal(x, y)
+    off = over.squared_norm_of_product(x, y) - diagonal.square().sum(-1)
     return (1 - diagonal).square().sum(-1).mean(), off.mean()
 
 
-def _leave_one_out(z: Float[Tensor, "views batch dim"]) -> _Sums:
+def _leave_one_out(z: Float[Tensor, "views batch dim"], over: _Samples) -> _Sums:
     if len(z) == 2:  # C_2 is C_1 transposed
-        return _between(z[:1], z[1:])
-    return _between(z, (z.sum(0) - z) / (len(z) - 1))
+        return _between(z[:1], z[1:], over)
+    return _between(z, (z.sum(0) - z) / (len(z) - 1), over)
 
 
-def _all_pairs(z: Float[Tensor, "views batch dim"]) -> _Sums:
-    sums = [_between(z[a : a + 1], z[b : b + 1]) for a, b in combinations(range(len(z)), 2)]
+def _all_pairs(z: Float[Tensor, "views batch dim"], over: _Samples) -> _Sums:
+    sums = [_between(z[a : a + 1], z[b : b + 1], over) for a, b in combinations(range(len(z)), 2)]
     on, off = zip(*sums, strict=True)
     return torch.stack(on).mean(), torch.stack(off).mean()
 
 
-def _mean_of_views(z: Float[Tensor, "views batch dim"]) -> _Sums:
+def _mean_of_views(z: Float[Tensor, "views batch dim"], over: _Samples) -> _Sums:
     mean = z.mean(0, keepdim=True)
-    on = (1 - _diagonal(z, mean.expand_as(z))).square().sum(-1).mean()
-    return on, _between(mean, mean)[1]
+    on = (1 - over.diagonal(z, mean.expand_as(z))).square().sum(-1).mean()
+    return on, _between(mean, mean, over)[1]
 
 
 _PAIRINGS = {"leave-one-out": _leave_one_out, "all-pairs": _all_pairs, "mean": _mean_of_views}

@@ -27,13 +27,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ncssl_core import records
-from ncssl_core.augment import RECIPES, MultiView, Recipe
+from ncssl_core import parallel, records
+from ncssl_core.augment import RECIPES, MultiView, Recipe, ViewParameters
 from ncssl_core.base import InputError, RunStopped, write_atomically
 from ncssl_core.config import PretrainConfig, read_config
 from ncssl_core.datasets import DataSet, Images, batches, load, place
 from ncssl_core.models import Projector, build_backbone, feature_dim
-from ncssl_core.watch import Log, Signals, lines_of
+from ncssl_core.watch import Log, Signals, lines_of, name_of
 
 Evaluate = Callable[[nn.Module, "Run"], dict[str, float]]
 _MAY_DIFFER = {"device", "compile", "root", "download", "checkpoint_every", "log_every", "out"}  # on resuming
@@ -92,41 +92,76 @@ def pretrain(
         InputError: settings, data or folder that cannot be used.
         RunStopped: a signal came, the time was up, or a loss term was not finite.
     """
-    device = pick_device(config.device)
-    folder = config.folder
-    checkpoint = _prepare(folder, config, resume)
+    with parallel.joined(config.device) as device:
+        try:
+            return _pretrain(config, pick_device(device), backbone, data, evaluate, resume, stop_at)
+        except (RuntimeError, OSError) as error:
+            if not parallel.is_lost(error):
+                raise
+            raise RunStopped(
+                f"process {parallel.rank()} lost another one ({str(error).splitlines()[0]}); go on from the last "
+                f"checkpoint with the same command and --resume"
+            ) from error
+
+
+def _pretrain(
+    config: PretrainConfig,
+    device: torch.device,
+    backbone: nn.Module | None,
+    data: DataSet | None,
+    evaluate: Evaluate | None,
+    resume: bool,
+    stop_at: float | None,
+) -> Run:
+    parallel.agreed("settings", {k: v for k, v in config.plain().items() if k != "device"})
+    share, folder, resume = parallel.share_of(config.batch), config.folder, resume or parallel.started_again()
+    checkpoint = parallel.by_first(lambda: _prepare(folder, config, resume))
+    if parallel.rank() and resume:
+        checkpoint = _read_checkpoint(folder / "checkpoint.pt")
     torch.manual_seed(config.seed)
     model = build_backbone(config.backbone, config.stem) if backbone is None else backbone
     if data is None:
-        data = load(config.data, config.root, config.image_size, config.download, config.skip_unreadable)
+        with parallel.first_one_first():
+            data = load(config.data, config.root, config.image_size, config.download, config.skip_unreadable)
+    parallel.agreed("images", {"checksum": data.checksum})
     run = Run(config, folder, model, data, device)
     pool = run.splits[0]
     if config.batch > len(pool):
         raise InputError(f"a batch of {config.batch} is more than the {len(pool)} images to pretrain on")
-    training = _Training(run, checkpoint, backbone)
+    training = _Training(run, checkpoint, backbone, share)
     if training.epoch >= config.epochs and (folder / "record.json").exists():  # resumed, but it was over
         training.log.bar.close()
         run.backbone.eval()
         run.record = records.read(folder)
         return run
-    write_atomically(folder / "config.yaml", lambda p: p.write_text(yaml.safe_dump(config.plain(), sort_keys=False)))
+    if parallel.rank() == 0:
+        text = yaml.safe_dump(config.plain(), sort_keys=False)
+        write_atomically(folder / "config.yaml", lambda p: p.write_text(text))
     with Signals() as signals, training.log:
         images = place(pool.images, device)
         training.run_epochs(images, signals, evaluate, math.inf if stop_at is None else stop_at)
-    return _finish(training, pool)
+    if parallel.rank() == 0:
+        _finish(training, pool)
+    parallel.wait()
+    run.backbone.eval()
+    run.record = records.read(folder)
+    return run
 
 
 class _Training:
     """What changes during a run: weights, optimiser, and the place in the epochs."""
 
-    def __init__(self, run: Run, checkpoint: dict[str, Any] | None, custom: nn.Module | None) -> None:
+    def __init__(
+        self, run: Run, checkpoint: dict[str, Any] | None, custom: nn.Module | None, share: slice = slice(None)
+    ) -> None:
         config = run.config
         self.run, self.config, self.device = run, config, run.device
         self.features = feature_dim(run.backbone, run.size)
         self.encoder = nn.Sequential(run.backbone, Projector(self.features, config.dim, config.hidden, config.layers))
         self.encoder.to(self.device)
         self.encoder.to(memory_format=torch.channels_last)
-        self.loss = config.build_loss()
+        self.share, self.loss = share, config.build_loss()
+        self.loss.sync = parallel.processes() > 1
         self.augment = MultiView(run.size, config.views, run.recipe, config.seed)
         self.precision = _precision(config, self.device)
         self.optimizer = _optimizer(config, self.encoder)
@@ -141,9 +176,11 @@ class _Training:
         if checkpoint:
             self._restore(checkpoint)
         self.steps_per_epoch = len(run.splits[0]) // config.batch
-        self.forward = self.encoder
         if config.compile:  # the backbone alone, which runs of a sweep share whatever their projector
-            self.forward = nn.Sequential(cast(nn.Module, torch.compile(run.backbone, dynamic=False)), self.encoder[1])
+            compiled = cast(nn.Module, torch.compile(run.backbone, dynamic=False))
+            self.forward = parallel.shared(nn.Sequential(compiled, self.encoder[1]), self.device)
+        else:
+            self.forward = parallel.shared(self.encoder, self.device)
         self.log = Log(run.folder, self.step, config.epochs * self.steps_per_epoch, config.batch)
         self.custom = type(custom).__name__ if custom is not None else None
 
@@ -153,7 +190,8 @@ class _Training:
         self.encoder.train()
         while self.epoch < config.epochs:
             started = time.perf_counter() - self.seconds
-            for batch in batches(images, config.batch, self.device, config.seed, self.epoch, self.batch):
+            order = (config.batch, self.device, config.seed, self.epoch, self.batch, self.share)
+            for batch in batches(images, *order):
                 lr, terms = self.lr(), self.take_step(batch)
                 self.step, self.batch = self.step + 1, self.batch + 1
                 if starting:  # the first step waits for the compiler, and on a GPU for the choice of kernels
@@ -165,9 +203,10 @@ class _Training:
                     self.seconds = time.perf_counter() - started
                     self.log.add(self.step, self.epoch, self.seconds, lr, terms)
                 self.log.bar.update(config.batch)
-                if signals.received or time.monotonic() > stop_at:
+                received, late = parallel.highest(signals.received, time.monotonic() > stop_at)
+                if received or late:
                     self.seconds = time.perf_counter() - started
-                    self._stop(signals)
+                    self._stop(int(received))
             self._synchronise()
             self.seconds = time.perf_counter() - started
             self.epoch, self.batch = self.epoch + 1, 0
@@ -178,8 +217,8 @@ class _Training:
                 self.save()
 
     def take_step(self, images: Tensor) -> dict[str, Float[Tensor, ""]]:
-        """One optimiser step on a batch of images `(batch, 3, H, W)`; returns the loss and its terms."""
-        views = self.augment(images, self.step)
+        """One optimiser step on a batch, or this process's share of it, `(batch, 3, H, W)`; the loss and its terms."""
+        views = self.augment.apply(images, self._draw(images))
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr()
         with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
@@ -192,6 +231,11 @@ class _Training:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return {"loss": loss, **terms}
+
+    def _draw(self, images: Tensor) -> ViewParameters:
+        """The share of this process in a draw for all of the batch."""
+        whole = images[:1].expand(len(images) * parallel.processes(), -1, -1, -1)
+        return self.augment.sample(whole, self.step)[:, self.share]
 
     def lr(self) -> float:
         """The learning rate of this step."""
@@ -209,6 +253,11 @@ class _Training:
         finite = torch.stack([v.isfinite().all() for v in self.encoder.state_dict().values()])
         if not finite.all():
             raise self.log.not_finite(self.step, "a weight")
+        if parallel.rank() == 0:
+            self._write_checkpoint()
+        parallel.wait()
+
+    def _write_checkpoint(self) -> None:
         state = {
             "encoder": self.encoder.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -238,15 +287,16 @@ class _Training:
     def _evaluate(self, evaluate: Evaluate) -> None:
         started = time.perf_counter()
         self.encoder.eval()
-        values = evaluate(self.run.backbone, self.run)
+        values = evaluate(self.run.backbone, self.run) if parallel.rank() == 0 else {}
         self.encoder.train()
+        parallel.wait()
         self.evaluation += time.perf_counter() - started
         seconds = self.seconds - self.startup
         self.log.write({"step": self.step, "epoch": self.epoch, "seconds": seconds, "evaluation": values})
 
-    def _stop(self, signals: Signals) -> None:
+    def _stop(self, received: int) -> None:
         self.save()
-        cause, code = (signals.name, 128 + signals.received) if signals.received else ("the time limit", 0)
+        cause, code = (name_of(received), 128 + received) if received else ("the time limit", 0)
         raise RunStopped(
             f"stopped by {cause} after step {self.step}, saved; go on with "
             f"`ncssl pretrain --resume --out {self.run.folder}`",
@@ -285,10 +335,13 @@ def pick_device(name: str) -> torch.device:
 
 def hardware(device: torch.device) -> dict[str, Any]:
     """What decides the speed on a device, as a record's `environment` has it: its name; without a GPU, the threads."""
+    where: dict[str, Any]
     if device.type == "cuda":
-        return {"device": torch.cuda.get_device_name(device)}
-    processor = records.environment()["processor"]
-    return {"device": device.type, "processor": processor, "threads": torch.get_num_threads()}
+        where = {"device": torch.cuda.get_device_name(device)}
+    else:
+        processor = records.environment()["processor"]
+        where = {"device": device.type, "processor": processor, "threads": torch.get_num_threads()}
+    return where | ({"processes": parallel.processes()} if parallel.processes() > 1 else {})
 
 
 def seconds_per_step(config: PretrainConfig, data: DataSet, steps: int = 5, limit: float = 10.0) -> float:
@@ -392,9 +445,8 @@ def load_run(folder: str | Path, device: str = "auto", data: DataSet | None = No
     return Run(config, folder, backbone.to(chosen).eval(), data, chosen, record)
 
 
-def _finish(training: _Training, pool: Images) -> Run:
+def _finish(training: _Training, pool: Images) -> None:
     run, config, device = training.run, training.config, training.device
-    run.backbone.eval()
     weights = {k: v.clone(memory_format=torch.contiguous_format) for k, v in run.backbone.state_dict().items()}
     write_atomically(run.folder / "backbone.safetensors", lambda p: save_file(weights, p))
     epochs = training.seconds - training.startup
@@ -418,8 +470,6 @@ def _finish(training: _Training, pool: Images) -> Run:
         "curves": _curves(run.folder / "metrics.jsonl"),
     }  # fmt: skip
     records.write(run.folder / "record.json", record)
-    run.record = records.read(run.folder)
-    return run
 
 
 def _peak_host_memory() -> int | None:

@@ -17,20 +17,27 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ncssl_core.base import RunStopped, write_atomically
+from ncssl_core.parallel import rank
 
 
 class Log:
-    """metrics.jsonl and the progress bar. On a GPU the numbers are read a log step late, so nothing waits for them."""
+    """metrics.jsonl and the progress bar. On a GPU the numbers are read a log step late, so nothing waits for them.
+
+    Of several processes the first writes and shows; all watch that the numbers are finite.
+    """
 
     def __init__(self, folder: Path, step: int, total_steps: int, batch: int) -> None:
         self.folder, self.path = folder, folder / "metrics.jsonl"
         self.pending: deque[tuple[dict[str, Any], list[str], Tensor, Any]] = deque()
-        kept = [line for line in lines_of(self.path) if line["step"] <= step] if step else []
-        text = "".join(json.dumps(line) + "\n" for line in kept)
-        write_atomically(self.path, lambda p: p.write_text(text, encoding="utf-8"))
+        self.writes = rank() == 0
+        if self.writes:
+            kept = [line for line in lines_of(self.path) if line["step"] <= step] if step else []
+            text = "".join(json.dumps(line) + "\n" for line in kept)
+            write_atomically(self.path, lambda p: p.write_text(text, encoding="utf-8"))
         self.bar = tqdm(
             total=total_steps * batch, initial=step * batch, unit="img", unit_scale=True, dynamic_ncols=True,
-            disable=bool(os.environ.get("NCSSL_STATIC")), mininterval=0.5 if sys.stderr.isatty() else 15,
+            disable=not self.writes or bool(os.environ.get("NCSSL_STATIC")),
+            mininterval=0.5 if sys.stderr.isatty() else 15,
         )  # fmt: skip
 
     def __enter__(self) -> Log:
@@ -69,6 +76,8 @@ class Log:
 
     def write(self, line: dict[str, Any]) -> None:
         """Append a line."""
+        if not self.writes:
+            return
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -89,17 +98,17 @@ def lines_of(path: Path) -> Iterator[dict[str, Any]]:
                 return
 
 
+def name_of(number: int) -> str:
+    """A signal in words."""
+    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+
+
 class Signals:
     """SIGTERM and Ctrl-C set a flag that the loop reads after each step; a second Ctrl-C interrupts at once."""
 
     def __init__(self) -> None:
         self.received = 0
         self._before: dict[int, Any] = {}
-
-    @property
-    def name(self) -> str:
-        """What came, in words."""
-        return "Ctrl-C" if self.received == signal.SIGINT else signal.Signals(self.received).name
 
     def _note(self, number: int, _: object) -> None:
         if self.received == signal.SIGINT == number:

@@ -325,3 +325,11 @@ def test_advice_at_the_command_line(tmp_path, capsys):
     error = ncssl("recommend", "--images", 9, "--size", 32, "--budget", "soon", code=2, capsys=capsys).err
     assert "--time-budget" not in error
     assert "a time such as 9m, 90s or 1h30m; given 'soon'" in error
+
+
+def test_a_sweep_under_torchrun_is_refused(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit) as stopped:
+        main(["sweep", "cpu-views"])
+    assert stopped.value.code == 2
+    assert "a sweep wants one process a run" in capsys.readouterr().err

@@ -14,6 +14,7 @@ import ncssl_core
 PACKAGE = Path(ncssl_core.__file__).parent
 FLOORS = [  # a room imports only from floors above it in this list
     {"base"},
+    {"parallel"},
     {"losses", "augment", "datasets", "models", "spectra", "records", "shapes", "watch", "theory"},
     {"config", "probe", "figures", "claims", "neighbours"},
     {"sliders", "linear_ssl"},
