@@ -1,10 +1,14 @@
-"""Image sets as uint8 tensors in memory: torchvision's, any folder or archive of images, or shapes from a seed.
+"""Image sets as uint8 tensors: torchvision's, any folder or archive of images, a numpy array, or shapes from a seed.
 
-    data = load("photos/")           # or "cifar10", "stl10", "synthetic", "set.tar.xz", "set.zip"
+    data = load("photos/")           # or "cifar10", "stl10", "synthetic", "set.tar.xz", "set.zip", "set.npy"
     data["train"].images             # (n, 3, H, W) uint8
 
 A folder or archive holds `train/<class>/*.jpg` with optional `test/<class>/` (or `val/`) and `unlabeled/`, or images
 alone, in any subfolders, which are then a training set without labels. What was decoded is cached.
+
+An array `set.npy`, uint8 of shape `(n, 3, H, H)`, stays on disk and is mapped into memory, so that it may be larger
+than memory; `set.labels.npy` beside it holds its labels, if there are any. It is taken to be in random order: a part of
+it is a slice, and an epoch goes through it in blocks.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from dataclasses import dataclass, field, replace
 from io import BytesIO
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -47,6 +51,7 @@ _KNOWN_ARCHIVES = {  # by SHA-256: sets whose results must not be taken for thos
 }
 SET_NAMES = ("CIFAR-10", "STL-10", "synthetic", *_KNOWN_ARCHIVES.values())  # what no folder's name may claim
 _CACHE_FORMAT = 1
+_BLOCK = 256  # images of an array on disk that are read together
 
 
 @dataclass(frozen=True)
@@ -54,13 +59,14 @@ class Images:
     """Images of one split.
 
     `images` `(n, 3, H, W)` uint8; `labels` `(n,)` or None; `names`: of the files, or empty; `factors`: what a
-    synthetic image was drawn from.
+    synthetic image was drawn from; `block`: how many that lie together on a disk are read together, 0 in memory.
     """
 
     images: UInt8[Tensor, "n 3 h w"]
     labels: Int64[Tensor, " n"] | None = None
     names: tuple[str, ...] = ()
     factors: dict[str, Float[Tensor, "n ..."]] = field(default_factory=dict)
+    block: int = 0
 
     def __len__(self) -> int:
         return len(self.images)
@@ -70,7 +76,8 @@ class Images:
         positions = torch.arange(len(self))[index]
         names = tuple(self.names[i] for i in positions.tolist()) if self.names else ()
         labels = None if self.labels is None else self.labels[index]
-        return Images(self.images[index], labels, names, {k: v[index] for k, v in self.factors.items()})
+        factors = {k: v[index] for k, v in self.factors.items()}
+        return Images(self.images[index], labels, names, factors, self.block if isinstance(index, slice) else 0)
 
     def fraction(self, share: float, seed: int = 0) -> Images:
         """A random share of the images. For one seed a smaller share is a subset of a larger one.
@@ -80,6 +87,8 @@ class Images:
         """
         if not 0 < share <= 1:
             raise InputError(f"fraction is a share in (0, 1]; given {share}")
+        if self.block:
+            return self[: round(share * len(self))]
         return self if share == 1 else self[_permutation(len(self), seed)[: round(share * len(self))].sort()[0]]
 
     def hold_out(self, count: int, seed: int = 0) -> tuple[Images, Images]:
@@ -90,8 +99,8 @@ class Images:
         """
         if not 0 <= count < len(self):
             raise InputError(f"cannot hold out {count} of {len(self)} images for validation")
-        if count == 0:
-            return self, self[:0]
+        if count == 0 or self.block:
+            return self[: len(self) - count], self[len(self) - count :]
         order = _permutation(len(self), seed)
         return self[order[count:].sort()[0]], self[order[:count].sort()[0]]
 
@@ -139,7 +148,7 @@ def load(
     """An image set by name, folder or archive.
 
     Args:
-        data: `"synthetic"`, `"cifar10"`, `"stl10"`, a folder, or a `.tar`, `.tar.gz`, `.tar.xz` or `.zip`.
+        data: `"synthetic"`, `"cifar10"`, `"stl10"`, a folder, a `.tar`, `.tar.gz`, `.tar.xz` or `.zip`, or a `.npy`.
         root: where torchvision's sets lie.
         image_size: resize the shorter side to this many pixels and crop the centre; needed where sizes differ.
         download: let torchvision fetch what is missing.
@@ -157,6 +166,8 @@ def load(
     path = Path(data)
     if not path.exists():
         raise InputError(f"no data at {str(data)!r}; wanted a folder, an archive, or one of: {', '.join(NAMED)}")
+    if path.suffix == ".npy":
+        return _mapped(path, image_size)
     known = hash_file(path) if path.is_file() else _fingerprint(path)
     key = _key(known, image_size, skip_unreadable)
     name = _KNOWN_ARCHIVES.get(known, path.resolve().name.split(".")[0])
@@ -182,13 +193,15 @@ def batches(
     epoch: int,
     first: int = 0,
     share: slice = slice(None),
+    block: int = 0,
 ) -> Iterator[UInt8[Tensor, "batch 3 h w"]]:
     """One epoch in an order that depends on (seed, epoch) only, from batch `first` on; a last short batch is dropped.
 
     Images that lie on `device` are gathered there; others are copied over a batch at a time. Of each batch the part
-    `share` is given.
+    `share` is given. With `block`, blocks of so many neighbours come in random order, sixteen at a time shuffled into
+    one another: what is read from a disk lies together.
     """
-    order = _permutation(len(images), seed * 1_000_003 + epoch + 1).to(images.device)
+    order = _order(len(images), seed * 1_000_003 + epoch + 1, block).to(images.device)
     for start in range(first * batch, len(images) - batch + 1, batch):
         part = images[order[start : start + batch][share]]
         streamed = part.device.type != device.type
@@ -207,6 +220,15 @@ def place(images: UInt8[Tensor, "n 3 h w"], device: torch.device, reserve: float
         file=sys.stderr,
     )
     return images
+
+
+def _order(count: int, seed: int, block: int) -> Int64[Tensor, " n"]:
+    if not block:
+        return _permutation(count, seed)
+    starts = _permutation(-(-count // block), seed) * block
+    order = (starts[:, None] + torch.arange(block)).flatten()
+    parts = order[order < count].split(16 * block)
+    return torch.cat([part[_permutation(len(part), seed + 7919 * (i + 1))] for i, part in enumerate(parts)])
 
 
 def _permutation(count: int, seed: int) -> Int64[Tensor, " n"]:
@@ -379,6 +401,41 @@ def _relative(name: str, prefix: int) -> tuple[str, ...]:
 
 def _size(pixels: UInt8[np.ndarray, "h w 3"]) -> str:
     return f"{pixels.shape[1]}x{pixels.shape[0]}"
+
+
+# ---- arrays on disk ---------------------------------------------------------------------------------------------
+
+
+def _mapped(path: Path, image_size: int | None) -> DataSet:
+    """Images that stay on disk: pages are read when used, and given back when the system needs room."""
+    pixels, wanted = _array(path, "c"), "wanted uint8 images of shape (n, 3, H, H)"
+    square = pixels.ndim == 4 and pixels.shape[1] == 3 and pixels.shape[2] == pixels.shape[3]
+    if pixels.dtype != np.uint8 or not square or not pixels.size:
+        raise InputError(f"{path} holds {pixels.dtype} of shape {pixels.shape}; {wanted}")
+    if image_size not in (None, pixels.shape[-1]):
+        raise InputError(
+            f"{path} holds images of {pixels.shape[-1]} pixels, which are used as they are; leave --image-size out"
+        )
+    labels, beside = None, path.with_suffix(".labels.npy")
+    if beside.exists():
+        given = _array(beside, "r")
+        if given.shape != (len(pixels),) or given.dtype.kind not in "iu" or given.min() < 0:
+            raise InputError(f"{beside} holds {given.dtype} of shape {given.shape}; wanted {len(pixels)} integers >= 0")
+        labels = torch.from_numpy(given.astype(np.int64))
+    images = Images(torch.from_numpy(pixels), labels, block=_BLOCK)
+    some = torch.arange(0, len(pixels), max(1, len(pixels) // 1000))  # to tell sets apart without reading all of it
+    checksum = hashlib.sha256(f"{pixels.shape} {_checksum({'train': images[some]})}".encode()).hexdigest()
+    classes = () if labels is None else tuple(map(str, range(int(labels.max()) + 1)))
+    name = f"{path.stem}-own" if path.stem in SET_NAMES else path.stem
+    return DataSet(name, classes, checksum, {"train": images})
+
+
+def _array(path: Path, mode: Literal["r", "c"]) -> np.ndarray[Any, Any]:
+    try:
+        loaded: np.ndarray[Any, Any] = np.load(path, mmap_mode=mode, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise InputError(f"{path} is no whole numpy array ({str(error).splitlines()[0]})") from error
+    return loaded
 
 
 # ---- torchvision's sets -----------------------------------------------------------------------------------------

@@ -139,7 +139,7 @@ def _pretrain(
         write_atomically(folder / "config.yaml", lambda p: p.write_text(text))
     with Signals() as signals, training.log:
         images = place(pool.images, device)
-        training.run_epochs(images, signals, evaluate, math.inf if stop_at is None else stop_at)
+        training.run_epochs(images, pool.block, signals, evaluate, math.inf if stop_at is None else stop_at)
     if parallel.rank() == 0:
         _finish(training, pool)
     parallel.wait()
@@ -184,13 +184,15 @@ class _Training:
         self.log = Log(run.folder, self.step, config.epochs * self.steps_per_epoch, config.batch)
         self.custom = type(custom).__name__ if custom is not None else None
 
-    def run_epochs(self, images: Tensor, signals: Signals, evaluate: Evaluate | None, stop_at: float) -> None:
+    def run_epochs(
+        self, images: Tensor, block: int, signals: Signals, evaluate: Evaluate | None, stop_at: float
+    ) -> None:
         """The loop: epochs of steps, a look at signals and clock after each, a checkpoint every few epochs."""
         config, starting = self.config, self.config.compile or self.device.type == "cuda"
         self.encoder.train()
         while self.epoch < config.epochs:
             started = time.perf_counter() - self.seconds
-            order = (config.batch, self.device, config.seed, self.epoch, self.batch, self.share)
+            order = (config.batch, self.device, config.seed, self.epoch, self.batch, self.share, block)
             for batch in batches(images, *order):
                 lr, terms = self.lr(), self.take_step(batch)
                 self.step, self.batch = self.step + 1, self.batch + 1

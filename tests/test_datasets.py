@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import re
 import time
 
 import numpy as np
@@ -296,3 +297,78 @@ def test_a_folder_cannot_pass_for_a_known_set(tmp_path):
     for name in ("CIFAR-10", "STL-10", "Imagenette-96"):
         assert load(as_folder(tmp_path / name, files())).name == f"{name}-own"
     assert load(as_folder(tmp_path / "pets", files())).name == "pets"
+
+
+# ---- arrays on disk ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def array(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (1000, 3, 8, 8), dtype=np.uint8)
+    np.save(tmp_path / "set.npy", pixels)
+    return tmp_path / "set.npy", torch.from_numpy(pixels)
+
+
+def test_an_array_is_mapped_and_its_parts_are_slices(array):
+    path, pixels = array
+    data = load(path)
+    assert torch.equal(data["train"].images, pixels)
+    assert (data.name, data.classes, data["train"].labels) == ("set", (), None)
+    rest, held = data["train"].hold_out(100)
+    assert torch.equal(held.images, pixels[900:])
+    assert torch.equal(rest.fraction(0.5).images, pixels[:450])
+    assert rest.fraction(0.5).images.data_ptr() == data["train"].images.data_ptr()  # nothing was copied
+    assert rest.fraction(0.5).block == data["train"].block > 0
+    np.save(path.with_suffix(".labels.npy"), np.arange(1000) % 7)
+    assert load(path).classes == tuple("0123456")
+    (path.parent / "other").mkdir()
+    np.save(path.parent / "other" / "set.npy", pixels.flip(0).numpy())
+    assert load(path.parent / "other" / "set.npy").checksum != data.checksum
+
+
+@pytest.mark.parametrize("count", [1000, 4096, 9001])
+def test_an_epoch_in_blocks_shows_every_image_once_and_reads_what_lies_together(count):
+    images = torch.arange(count, dtype=torch.int32)
+    first, again, other = (
+        torch.cat(list(batches(images, 1, torch.device("cpu"), 0, epoch, block=64))) for epoch in (0, 0, 1)
+    )
+    assert torch.equal(first.sort()[0], images)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    for part in first.split(1024)[:-1]:
+        assert len(set((part // 64).tolist())) <= 17  # the last block may be short
+    assert (first.diff() == 1).float().mean() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(np.zeros((4, 3, 8, 8), np.float32), "holds float32 of shape (4, 3, 8, 8); wanted uint8 images of shape"),
+     (np.zeros((4, 8, 8, 3), np.uint8), "holds uint8 of shape (4, 8, 8, 3)"),
+     (np.zeros((0, 3, 8, 8), np.uint8), "holds uint8 of shape (0, 3, 8, 8)"),
+     (np.zeros((4, 3, 8, 9), np.uint8), "(n, 3, H, H)"),
+     (np.array([{"a": 1}], object), "is no whole numpy array"),
+     (b"not an array", "is no whole numpy array"),
+     (b"", "is no whole numpy array")],
+)  # fmt: skip
+def test_an_array_that_holds_no_images_is_refused_in_a_sentence(tmp_path, content, says):
+    path = tmp_path / "set.npy"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        np.save(path, content, allow_pickle=True)
+    with pytest.raises(InputError, match=re.escape(says)):
+        load(path)
+
+
+def test_an_array_cut_short_is_refused(array):
+    path, _ = array
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match="is no whole numpy array"):
+        load(path)
+
+
+def test_labels_that_do_not_fit_an_array_are_refused(array):
+    path, _ = array
+    np.save(path.with_suffix(".labels.npy"), np.zeros(999, np.int64))
+    with pytest.raises(InputError, match="wanted 1000 integers >= 0"):
+        load(path)

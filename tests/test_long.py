@@ -13,11 +13,13 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from conftest import install, python_of
 
 from ncssl_core import records
+from ncssl_core.watch import lines_of
 
 pytestmark = pytest.mark.long
 ROOT = Path(__file__).parents[1]
@@ -237,3 +239,28 @@ def test_the_package_passes_its_tests_at_its_lower_bounds(tmp_path):
     result = subprocess.run([python, *words], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     print(result.stdout[-300:])
     assert result.returncode == 0, result.stdout[-4000:]
+
+
+TWENTY_GIGABYTES = 20 * 10**9 // (3 * 32 * 32)  # images of 32 pixels
+
+
+@needs(not Path("/proc/self/status").exists(), reason="no /proc to read memory from")
+def test_a_set_of_twenty_gigabytes_is_streamed_in_bounded_memory(tmp_path):
+    """500 steps; the made-up file is mostly holes, so that it takes little of the disk, not of the memory."""
+    images = np.lib.format.open_memmap(tmp_path / "big.npy", "w+", np.uint8, (TWENTY_GIGABYTES, 3, 32, 32))
+    images[::10_000] = np.random.default_rng(0).integers(0, 256, images[::10_000].shape, dtype=np.uint8)
+    del images
+    settings = ["--data", tmp_path / "big.npy", "--batch", 64, "--dim", 32, "--epochs", 1, "--log-every", 10]
+    run, peak, step = tmp_path / "run", 0, 0
+    command = [sys.executable, "-m", "ncssl_core", "pretrain", *settings, "--device", "cpu", "--out", run]
+    process = subprocess.Popen([*map(str, command)], env={**os.environ, "NCSSL_STATIC": "1"})
+    while step < 500:
+        assert process.poll() is None
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        peak = max(peak, int(status.split("RssAnon:")[1].split()[0]) / 2**20)
+        step = max((line["step"] for line in lines_of(run / "metrics.jsonl")), default=0)
+        time.sleep(0.2)
+    process.terminate()
+    assert process.wait() == 128 + signal.SIGTERM
+    print(f"\nanonymous memory at most {peak:.2f} GiB in {step} steps")
+    assert peak * 2**30 < 3e9

@@ -4,6 +4,7 @@ import json
 import signal
 from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -342,3 +343,13 @@ def test_a_run_without_its_weights_is_refused(config, shapes):
     write_atomically(config.folder / "backbone.safetensors", lambda p: p.write_bytes(b"torn"))
     with pytest.raises(InputError, match="backbone.safetensors holds no tiny"):
         load_run(config.folder, data=shapes)
+
+
+def test_a_run_reads_an_array_on_disk_and_resumes_in_it(config, shapes, tmp_path, equal_states):
+    np.save(tmp_path / "set.npy", shapes["train"].images.numpy())
+    whole, parts = (replace(config, data=str(tmp_path / "set.npy"), out=str(tmp_path / o)) for o in ("whole", "parts"))
+    pretrain(whole)
+    with pytest.raises(RunStopped):
+        pretrain(parts, stop_at=0)
+    pretrain(parts, resume=True)
+    assert equal_states(tmp_path / "whole", tmp_path / "parts")
