@@ -3,8 +3,8 @@
     Slider(draw, values=[0, 0.1, 0.2], label="flip probability q", says=lambda q: f"...")
 
 `draw(value)` makes a figure in the book's style (or several, side by side) and `says(value)` the sentence that goes
-with it: shown under the picture, read out in its place, and printed. On the static page every position is drawn
-beforehand; in a notebook, when it is first looked at. Needs the extra `book`.
+with it: shown under the picture, read out in its place, and printed. Every position is drawn when the slider is shown,
+a few tenths of a second each, so that it answers at once. Needs the extra `book`.
 """
 
 from __future__ import annotations
@@ -104,6 +104,8 @@ class Slider:
             options=[(self.show(value), value) for value in self.values], value=self.start, description=self.label,
             style={"description_width": "initial"}, layout=Layout(width="min(100%, 34em)"),
         )  # fmt: skip
+        for value in self.values:
+            self.frame(value)
         picture = HTML(self.frame(self.start))
 
         def move(change: dict[str, Any]) -> None:
