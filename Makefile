@@ -16,7 +16,7 @@ export NCSSL_CACHE ?= $(CURDIR)/.venv/ncssl-cache
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-book: .venv/ready  ## The book, in _build/html: every chapter is run, which takes about ten minutes the first time.
+book: .venv/ready  ## The book, in _build/html: every chapter is run, which takes about a quarter of an hour the first time.
 	$(JUPYTER_BOOK) || { rm -rf $(OUT)/_build/.doctrees; exit 1; }  # so that a warning fails the next build, too
 	@$(MAKE) --no-print-directory notebooks
 	@echo "Open $(OUT)/_build/html/index.html, or say make serve."

@@ -209,7 +209,7 @@ def _best_cell(known: _Known, affordable: float) -> tuple[Cell | None, dict[Cell
     """The cheapest of the cells whose curve is within `TIE` of the highest after the time, and what each reached.
 
     The time is that of `affordable` views. What a wide projector or more views make of a view's cost, is taken from
-    the seconds of the records.
+    the least seconds of the records.
     """
     curves = known.curves
     if len(curves):
@@ -219,7 +219,7 @@ def _best_cell(known: _Known, affordable: float) -> tuple[Cell | None, dict[Cell
     if curves.empty:
         return None, reached
     cost = curves.seconds / curves.views_seen
-    cost = cost.groupby([curves.dim, curves.views]).min()  # the least: nothing ran beside it
+    cost = cost.groupby([curves.dim, curves.views]).min()  # the least: other work on a machine only adds
     dear = cost / cost.median()  # a view's cost, the usual one being 1
     for (dim, kappa, views), part in curves.groupby(["dim", "kappa", "views"]):
         longest = part[part.epochs == part.epochs.max()].sort_values("views_seen")
