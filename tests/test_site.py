@@ -175,7 +175,8 @@ def run_notebook(path, folder):
     client = NotebookClient(notebook, timeout=300, kernel_name="colab", resources={"metadata": {"path": folder}})
     started = time.perf_counter()
     client.execute()
-    sliders, slowest = notebook.cells[-1].outputs[0].text.split()
+    said = "".join(o.text for o in notebook.cells[-1].outputs if o.get("name") == "stdout")  # may come in pieces
+    sliders, slowest = said.split()
     return path.stem, time.perf_counter() - started, int(sliders), float(slowest)
 
 
