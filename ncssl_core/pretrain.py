@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from ncssl_core import parallel, records
 from ncssl_core.augment import RECIPES, MultiView, Recipe, ViewParameters
-from ncssl_core.base import InputError, RunStopped, write_atomically
+from ncssl_core.base import InputError, RunStopped, keep_freed_memory, write_atomically
 from ncssl_core.config import PretrainConfig, read_config
 from ncssl_core.datasets import DataSet, Images, batches, load, place
 from ncssl_core.models import Projector, build_backbone, feature_dim
@@ -172,6 +172,8 @@ class _Training:
         if self.device.type == "cuda":
             torch.backends.cudnn.benchmark = True
             torch.cuda.reset_peak_memory_stats(self.device)
+        else:
+            keep_freed_memory()
         torch.manual_seed(config.seed + 1)  # for backbones with dropout
         if checkpoint:
             self._restore(checkpoint)
