@@ -1,12 +1,12 @@
-"""What every room may lean on: the error for bad input, and files written whole or not at all."""
+"""What every room may lean on: the error for bad input, files written whole or not at all, one worker at a time."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import sys
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -41,6 +41,12 @@ def unknown_name(kind: str, given: str, valid: Iterable[str]) -> InputError:
     return InputError(f"unknown {kind} {given!r}{hint}; valid: {', '.join(names)}")
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a GPU or off it."""
+    told = str(error)
+    return isinstance(error, MemoryError) or "out of memory" in told or "can't allocate memory" in told
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Have `write` fill a temporary file beside `path`, then put it in place in one step.
 
@@ -63,6 +69,45 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def lock(path: Path) -> Iterator[bool]:
+    """Hold a lock, if nobody else does; the system frees it when its holder dies. Gives whether it is held.
+
+    Where there are no locks (on Windows, on some shared file systems) everybody holds it.
+
+    Raises:
+        InputError: the folder cannot be written to.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield True
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "w", encoding="utf-8")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        except OSError:  # a file system without them
+            pass
+        held = False
+        with suppress(FileNotFoundError):  # its last holder just left, and took the file along
+            held = os.path.samestat(path.stat(), os.fstat(file.fileno()))
+        try:
+            yield held
+        finally:
+            if held:
+                path.unlink(missing_ok=True)
+                with suppress(OSError):
+                    path.parent.rmdir()  # if nothing came of it
 
 
 def keep_freed_memory() -> None:

@@ -19,7 +19,7 @@ import docstring_parser
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
 from ncssl_core import __version__
-from ncssl_core.base import InputError, RunStopped, unknown_name, write_atomically
+from ncssl_core.base import InputError, RunStopped, is_out_of_memory, unknown_name, write_atomically
 from ncssl_core.config import PretrainConfig, read_config
 from ncssl_core.datasets import load
 from ncssl_core.pretrain import load_run, pick_device, pretrain, untrained_backbone
@@ -41,6 +41,10 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(str(stopped), stopped.exit_code)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        _fail(f"not enough memory; a smaller dim, batch or views needs less ({str(error).splitlines()[0]})", 2)
 
 
 class _Parser(ArgumentParser):

@@ -52,6 +52,7 @@ _KNOWN_ARCHIVES = {  # by SHA-256: sets whose results must not be taken for thos
 SET_NAMES = ("CIFAR-10", "STL-10", "synthetic", *_KNOWN_ARCHIVES.values())  # what no folder's name may claim
 _CACHE_FORMAT = 1
 _BLOCK = 256  # images of an array on disk that are read together
+_LARGEST = 2**28  # bytes of an image file; what unpacks to more is no photograph
 
 
 @dataclass(frozen=True)
@@ -286,11 +287,11 @@ def _decoded(
 def _entries(path: Path, folders: set[str]) -> Iterator[tuple[str, bytes]]:
     """(name, bytes) of every image file, `folders` filled with the names of folders seen. Nothing is unpacked."""
     if path.is_dir():
-        for folder, inner, files in os.walk(path, followlinks=True):
-            inner[:] = sorted(name for name in inner if not name.startswith("."))
-            here = Path(folder).relative_to(path)
+        for folder, inner, files in _walk(path):
+            inner[:] = [name for name in inner if not name.startswith(".")]
+            here = folder.relative_to(path)
             folders.add(here.as_posix())
-            for file in sorted(files):
+            for file in files:
                 if _is_image(name := (here / file).as_posix()):
                     yield name, _read(path / name)
         return
@@ -301,20 +302,41 @@ def _entries(path: Path, folders: set[str]) -> Iterator[tuple[str, bytes]]:
                     if info.is_dir():
                         folders.add(info.filename.rstrip("/"))
                     elif _is_image(info.filename):
+                        _check_bytes(info.filename, info.file_size)
                         yield info.filename, archive.read(info)
         else:
             with tarfile.open(path, "r|*") as stream:
                 for member in stream:
                     if member.isdir():
                         folders.add(member.name)
-                    elif member.isfile() and _is_image(member.name) and (content := stream.extractfile(member)):
-                        yield member.name, content.read()
+                    elif member.isfile() and _is_image(member.name):
+                        _check_bytes(member.name, member.size)
+                        content = stream.extractfile(member)
+                        yield member.name, content.read() if content else b""
     except (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, OSError, RuntimeError) as error:
         raise InputError(f"cannot read {path} as an archive of images (is it complete?): {error}") from error
 
 
+def _walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """(folder, sorted names of folders in it, of files), links followed unless they lead back up."""
+    for here, inner, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(here)
+        inner[:] = sorted(n for n in inner if not _is_above(os.path.join(here, n), real))
+        yield Path(here), inner, sorted(files)
+
+
+def _is_above(folder: str, real: str) -> bool:
+    return os.path.islink(folder) and Path(real).is_relative_to(os.path.realpath(folder))
+
+
+def _check_bytes(name: str, size: int) -> None:
+    if size > _LARGEST:
+        raise InputError(f"{name} unpacks to {size / 2**30:.1f} GiB; an image file has at most {_LARGEST >> 20} MiB")
+
+
 def _read(path: Path) -> bytes:
     try:
+        _check_bytes(str(path), path.stat().st_size)
         return path.read_bytes()
     except OSError:
         return b""  # decoding then reports it as unreadable, by name
@@ -523,11 +545,10 @@ def hash_file(path: Path) -> str:
 def _fingerprint(folder: Path) -> str:
     """Of a folder: names, sizes and times of everything below it."""
     listing = hashlib.sha256(str(folder.resolve()).encode())
-    for here, inner, files in os.walk(folder, followlinks=True):
-        inner.sort()
-        listing.update(repr((here, inner)).encode())
-        for file in sorted(files):
-            path = Path(here, file)
+    for here, inner, files in _walk(folder):
+        listing.update(repr((str(here), inner)).encode())
+        for file in files:
+            path = here / file
             stat = path.stat() if path.exists() else None  # a dangling link has none
             listing.update(repr((file, stat and (stat.st_size, stat.st_mtime_ns))).encode())
     return listing.hexdigest()

@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +30,7 @@ from torch import Tensor, nn
 
 from ncssl_core import parallel, records
 from ncssl_core.augment import RECIPES, MultiView, Recipe, ViewParameters
-from ncssl_core.base import InputError, RunStopped, keep_freed_memory, write_atomically
+from ncssl_core.base import InputError, RunStopped, keep_freed_memory, lock, write_atomically
 from ncssl_core.config import PretrainConfig, read_config
 from ncssl_core.datasets import DataSet, Images, batches, load, place
 from ncssl_core.models import Projector, build_backbone, feature_dim
@@ -115,9 +116,7 @@ def _pretrain(
 ) -> Run:
     parallel.agreed("settings", {k: v for k, v in config.plain().items() if k != "device"})
     share, folder, resume = parallel.share_of(config.batch), config.folder, resume or parallel.started_again()
-    checkpoint = parallel.by_first(lambda: _prepare(folder, config, resume))
-    if parallel.rank() and resume:
-        checkpoint = _read_checkpoint(folder / "checkpoint.pt")
+    parallel.by_first(lambda: _check_folder(folder, config, resume))
     torch.manual_seed(config.seed)
     model = build_backbone(config.backbone, config.stem) if backbone is None else backbone
     if data is None:
@@ -125,27 +124,36 @@ def _pretrain(
             data = load(config.data, config.root, config.image_size, config.download, config.skip_unreadable)
     parallel.agreed("images", {"checksum": data.checksum})
     run = Run(config, folder, model, data, device)
-    pool = run.splits[0]
-    if config.batch > len(pool):
-        raise InputError(f"a batch of {config.batch} is more than the {len(pool)} images to pretrain on")
-    training = _Training(run, checkpoint, backbone, share)
-    if training.epoch >= config.epochs and (folder / "record.json").exists():  # resumed, but it was over
-        training.log.bar.close()
-        run.backbone.eval()
-        run.record = records.read(folder)
-        return run
-    if parallel.rank() == 0:
-        text = yaml.safe_dump(config.plain(), sort_keys=False)
-        write_atomically(folder / "config.yaml", lambda p: p.write_text(text))
-    with Signals() as signals, training.log:
-        images = place(pool.images, device)
-        training.run_epochs(images, pool.block, signals, evaluate, math.inf if stop_at is None else stop_at)
-    if parallel.rank() == 0:
-        _finish(training, pool)
-    parallel.wait()
+    _precision(config, device)
+    if config.batch > len(run.splits[0]):
+        raise InputError(f"a batch of {config.batch} is more than the {len(run.splits[0])} images to pretrain on")
+    if run.size < 8:
+        raise InputError(f"views have at least 8 pixels a side, the images have {run.size}: give size or image_size")
+    with lock(folder / ".lock") if parallel.rank() == 0 else nullcontext(True) as alone:
+        parallel.by_first(lambda: _check_folder(folder, config, resume, alone))  # again: loading took its time
+        training = _Training(run, _read_checkpoint(folder / "checkpoint.pt") if resume else None, backbone, share)
+        _train(training, evaluate, math.inf if stop_at is None else stop_at)
     run.backbone.eval()
     run.record = records.read(folder)
     return run
+
+
+def _train(training: _Training, evaluate: Evaluate | None, stop_at: float) -> None:
+    """The run, from where it stands to its record."""
+    run, pool = training.run, training.run.splits[0]
+    if training.epoch >= run.config.epochs and (run.folder / "record.json").exists():  # resumed, but it was over
+        training.log.bar.close()
+        return
+    if parallel.rank() == 0:
+        for torn in run.folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+            torn.unlink(missing_ok=True)
+        text = yaml.safe_dump(run.config.plain(), sort_keys=False)
+        write_atomically(run.folder / "config.yaml", lambda p: p.write_text(text))
+    with Signals() as signals, training.log:
+        training.run_epochs(place(pool.images, run.device), pool.block, signals, evaluate, stop_at)
+    if parallel.rank() == 0:
+        _finish(training, pool)
+    parallel.wait()
 
 
 class _Training:
@@ -393,8 +401,10 @@ def untrained_backbone(config: PretrainConfig) -> nn.Module:
     return build_backbone(config.backbone, config.stem)
 
 
-def _prepare(folder: Path, config: PretrainConfig, resume: bool) -> dict[str, Any] | None:
-    """Check that the folder can take this run; returns the checkpoint to go on from, if any."""
+def _check_folder(folder: Path, config: PretrainConfig, resume: bool, alone: bool = True) -> None:
+    """Make sure that the folder can take this run."""
+    if not alone:
+        raise InputError(f"another process is training in {folder}; another --out starts a run beside it")
     held = next((p for p in (folder / "config.yaml", folder / "record.json") if p.exists()), None)
     if held and not resume:
         raise InputError(f"{folder} already holds a run: --resume goes on with it, another --out starts a new one")
@@ -402,7 +412,7 @@ def _prepare(folder: Path, config: PretrainConfig, resume: bool) -> dict[str, An
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise InputError(f"cannot write to {folder}: {existing} is not a folder that may be written to")
     if not held:
-        return None
+        return
     before, now = read_config(folder).plain(), config.plain()
     differing = {name for name in now if before[name] != now[name]} - _MAY_DIFFER
     if before["schedule"] == "constant" and now["epochs"] > before["epochs"]:
@@ -410,7 +420,6 @@ def _prepare(folder: Path, config: PretrainConfig, resume: bool) -> dict[str, An
     if differing:
         said = ", ".join(f"{n} {before[n]!r} (now {now[n]!r})" for n in sorted(differing))
         raise InputError(f"{folder} was started with {said}; a resumed run keeps its settings")
-    return _read_checkpoint(folder / "checkpoint.pt")
 
 
 def _read_checkpoint(path: Path) -> dict[str, Any] | None:

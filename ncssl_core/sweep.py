@@ -27,7 +27,6 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +36,7 @@ import yaml
 from torch import nn
 
 from ncssl_core import records, spectra
-from ncssl_core.base import InputError, RunStopped, unknown_name, write_atomically
+from ncssl_core.base import InputError, RunStopped, lock, unknown_name, write_atomically
 from ncssl_core.config import PretrainConfig, config_from
 from ncssl_core.datasets import SET_NAMES, DataSet
 from ncssl_core.pretrain import Run, hardware, pretrain, seconds_per_step, untrained_backbone
@@ -380,7 +379,7 @@ class Sweep:
             RunStopped: a signal came, the time was up, or a loss term was not finite.
         """
         task, work = self.mine[name], self.work(name)
-        with _lock(self.out / ".work" / f"{name}.lock") as held:
+        with lock(self.out / ".work" / f"{name}.lock") as held:
             if not held or self.path(name).exists():
                 self.elsewhere.add(name)
                 return None
@@ -426,22 +425,3 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, list):
         return [_rounded(v) for v in value]
     return float(f"{value:.6g}") if isinstance(value, float) else value
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[bool]:
-    """Hold a lock, if nobody else does; the system frees it when its holder dies."""
-    try:
-        import fcntl
-    except ImportError:  # not on Windows: give side-by-side sweeps shards there
-        yield True
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
-        path.unlink(missing_ok=True)  # whoever has it open still sees that the record is there now

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ncssl_core.base import RunStopped, write_atomically
+from ncssl_core.base import InputError, RunStopped, write_atomically
 from ncssl_core.parallel import rank
 
 
@@ -78,8 +78,11 @@ class Log:
         """Append a line."""
         if not self.writes:
             return
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise InputError(f"cannot write {self.path}: {error.strerror}") from error
 
     def not_finite(self, step: int, what: str) -> RunStopped:
         """The error for a number that is none."""
