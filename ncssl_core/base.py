@@ -16,8 +16,13 @@ from safetensors import SafetensorError
 class InputError(ValueError):
     """What the user gave cannot be used; the message is one sentence: what was given, what is wanted.
 
-    The command line prints it and exits with code 2.
+    The command line prints it and exits with code 2. Line breaks in it become spaces; what no terminal should be sent,
+    as in the names of other people's files, becomes its escape.
     """
+
+    def __init__(self, message: str) -> None:
+        line = " ".join(message.split())
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line))
 
 
 class RunStopped(RuntimeError):

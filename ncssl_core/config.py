@@ -178,8 +178,11 @@ def read_config(folder: str | Path) -> PretrainConfig:
     """
     path = Path(folder) / "config.yaml"
     try:
-        return replace(PretrainConfig(**yaml.safe_load(path.read_text(encoding="utf-8"))), out=str(folder))
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(settings, dict):
+            raise InputError(f"wanted settings by name, given {type(settings).__name__}")
+        return replace(config_from(settings), out=str(folder))
     except FileNotFoundError:
         raise InputError(f"no run in {folder}: wanted a folder that `ncssl pretrain --out` made") from None
-    except (yaml.YAMLError, TypeError) as error:
+    except (yaml.YAMLError, OSError, ValueError) as error:
         raise InputError(f"{path} is no run's configuration: {error}") from error

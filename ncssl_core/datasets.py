@@ -15,12 +15,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import lzma
 import os
 import sys
 import tarfile
 import zipfile
-import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -313,7 +311,9 @@ def _entries(path: Path, folders: set[str]) -> Iterator[tuple[str, bytes]]:
                         _check_bytes(member.name, member.size)
                         content = stream.extractfile(member)
                         yield member.name, content.read() if content else b""
-    except (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, OSError, RuntimeError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # an unpacker may raise anything on a broken archive
         raise InputError(f"cannot read {path} as an archive of images (is it complete?): {error}") from error
 
 

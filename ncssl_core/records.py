@@ -24,14 +24,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ncssl_core import __version__
+from ncssl_core.augment import Recipe
 from ncssl_core.base import InputError, write_atomically
+from ncssl_core.config import config_from
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA = 1
-_REQUIRED = {"schema": int, "config": dict, "model": dict, "recipe": dict, "size": int, "data": dict,
-             "environment": dict, "time": dict, "curves": dict}  # fmt: skip
+_REQUIRED: dict[str, Any] = {
+    "schema": int, "config": dict, "model": dict, "recipe": dict, "size": int, "data": dict, "data.name": str,
+    "data.images": int, "environment": dict, "environment.device": str, "time": dict,
+    "time.training_seconds": int | float, "time.images_per_second": int | float, "curves": dict,
+}  # fmt: skip
+
+
+_COMPARED = ("evaluation_epoch", "evaluation_seconds", "evaluation_linear")
+_PROBED = ("trained", "untrained", "pixels")
 
 
 def write(path: Path, record: Mapping[str, Any]) -> None:
@@ -59,12 +68,55 @@ def read(path: str | Path) -> dict[str, Any]:
         record = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise InputError(f"{file} is cut short or is no record: {error}") from error
-    wrong = [k for k, kind in _REQUIRED.items() if not isinstance(record, dict) or not isinstance(record.get(k), kind)]
-    if wrong:
-        raise InputError(f"{file} is no record of a run: {', '.join(wrong)} missing or of the wrong type")
+    try:
+        return _checked(record)
+    except InputError as error:
+        raise InputError(f"{file} {error}") from error
+
+
+def _checked(record: Any) -> dict[str, Any]:
+    """A record as its readers expect it; settings that came later than it have their usual values."""
+    if wrong := [path for path, kind in _REQUIRED.items() if not isinstance(_at(record, path), kind)]:
+        raise InputError(f"is no record of a run: {', '.join(wrong)} missing or of the wrong type")
     if record["schema"] > SCHEMA:
-        raise InputError(f"{file} has schema {record['schema']}, newer than this package's {SCHEMA}: upgrade it")
-    return dict(record)
+        raise InputError(f"has schema {record['schema']}, newer than this package's {SCHEMA}: upgrade it")
+    _check_curves(record["curves"])
+    _check_scores(record)
+    try:
+        Recipe.named(record["recipe"])
+        return {**record, "config": config_from(record["config"]).plain()}
+    except InputError as error:
+        raise InputError(f"is no record of a run: {error}") from error
+
+
+def _check_curves(curves: dict[str, Any]) -> None:
+    for of_probes in (False, True):
+        group = {name: column for name, column in curves.items() if name.startswith("evaluation_") == of_probes}
+        lengths = {len(column) if isinstance(column, list) else -1 for column in group.values()}
+        if len(lengths) > 1 or -1 in lengths:
+            raise InputError("is no record of a run: its curves are no columns of one length")
+        for name, column in group.items():
+            number = int | float if name in _COMPARED else int | float | None  # others may be no number, now and then
+            if not all(isinstance(value, number) for value in column):
+                raise InputError(f"is no record of a run: {name} holds what is no number")
+
+
+def _check_scores(record: dict[str, Any]) -> None:
+    probe = record.get("probe", {})
+    parts = {"probe": probe, "spectrum": record.get("spectrum", {}), "paper_probe": record.get("paper_probe", {})}
+    parts |= {f"probe.{n}": probe[n] for n in _PROBED if n in probe} if isinstance(probe, dict) else {}
+    if wrong := [name for name, scores in parts.items() if not isinstance(scores, dict)]:
+        raise InputError(f"is no record of a run: {', '.join(wrong)} of the wrong type")
+    for name in set(parts) - {"probe", "spectrum"}:
+        if not all(isinstance(score, int | float) for score in parts[name].values()):
+            raise InputError(f"is no record of a run: {name} holds what is no number")
+
+
+def _at(tree: Any, path: str) -> Any:
+    """What lies at `a.b` in nested dictionaries, or None."""
+    for name in path.split("."):
+        tree = tree.get(name) if isinstance(tree, dict) else None
+    return tree
 
 
 def extend(path: Path, **more: Any) -> dict[str, Any]:

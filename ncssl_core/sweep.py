@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 _ARCHIVES = {"CIFAR-10-JPEG": "cifar10-jpeg.tar.xz", "Imagenette-96": "imagenette-96-jpeg.tar.xz"}
 _WHERE = ("root", "download", "device", "out")  # a record leaves these to its reader
 _NOT_WHAT = ("data", *_WHERE, "compile", "checkpoint_every", "log_every")  # settings that do not decide the result
+_ENTRIES = ("about", "sets", "base", "runs")  # of a suite's file
 _MARGIN = 1.1  # a run is started if 1.1 times its predicted time is left
 _PIXELS = 60.0  # seconds for the linear probe of raw pixels, until it was measured
 
@@ -98,19 +99,24 @@ def read_suite(suite: str | Path) -> Suite:
         text = yaml.safe_load(path.read_text(encoding="utf-8"))
         if not isinstance(text, dict) or not text.get("runs") or not isinstance(text["runs"], list):
             raise InputError("wanted a list of runs")
-        if strange := sorted(set(text) - {"about", "sets", "base", "runs"}):
-            raise unknown_name("entry", strange[0], ("about", "sets", "base", "runs"))
+        if strange := [str(key) for key in text if key not in _ENTRIES]:
+            raise unknown_name("entry", strange[0], _ENTRIES)
+        sets = text.get("sets", [])
+        if not isinstance(sets, list) or not all(isinstance(name, str) for name in sets):
+            raise InputError(f"sets are names, as [CIFAR-10]; given {sets!r}")
         if not all(isinstance(entry, dict) for entry in (text.get("base", {}), *text["runs"])):
             raise InputError("base and each of runs are settings, as {dim: 64}")
         tasks = [task for entry in text["runs"] for task in _tasks({**text.get("base", {}), **entry})]
     except (yaml.YAMLError, UnicodeDecodeError, InputError) as error:
-        raise InputError(f"{path} is no suite: {' '.join(str(error).split())}") from error
-    return Suite(path.stem, str(text.get("about", "")), tuple(text.get("sets", ())), tuple(tasks))
+        raise InputError(f"{path} is no suite: {error}") from error
+    return Suite(path.stem, str(text.get("about", "")), tuple(sets), tuple(tasks))
 
 
 def _tasks(entry: dict[str, Any]) -> Iterator[Task]:
     """One task for each combination of the values in an entry."""
     baselines = entry.pop("baselines", False)
+    if not isinstance(baselines, bool):
+        raise InputError(f"baselines wants true or false; given {baselines!r}")
     values = [v if isinstance(v, list) else [v] for v in entry.values()]
     for chosen in itertools.product(*values):
         yield Task(config_from(dict(zip(entry, chosen, strict=True))), baselines)

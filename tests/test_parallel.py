@@ -109,8 +109,11 @@ def test_a_killed_process_ends_the_job_within_a_minute_and_a_restart_goes_on(tmp
 
     before = torch.load(run / "checkpoint.pt", weights_only=True)["epoch"]
     process = torchrun(2, *RUN, "--epochs", before + 30, "--out", tmp_path / "again", restarts=1)
-    os.kill(_worker_after_first_checkpoint(process, tmp_path / "again"), signal.SIGKILL)
+    child = _worker_after_first_checkpoint(process, tmp_path / "again")
+    first = (tmp_path / "again" / "metrics.jsonl").read_text().splitlines()[0]  # its seconds are no other run's
+    os.kill(child, signal.SIGKILL)
     done(process)
+    assert (tmp_path / "again" / "metrics.jsonl").read_text().startswith(first)
     assert records.read(tmp_path / "again")["time"]["steps"] == 10 * (before + 30)
 
 

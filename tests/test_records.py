@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors import SafetensorError
 
-from ncssl_core import InputError, records
+from ncssl_core import InputError, PretrainConfig, records
 from ncssl_core.base import write_atomically
 
 RECORD = {
@@ -15,8 +15,8 @@ RECORD = {
     "model": {"custom": None},
     "recipe": {},
     "size": 32,
-    "data": {"name": "CIFAR-10-JPEG"},
-    "environment": {},
+    "data": {"name": "CIFAR-10-JPEG", "images": 100},
+    "environment": {"device": "cpu"},
     "time": {"training_seconds": 12.5, "images_per_second": 800.0},
     "curves": {"epoch": [1, 2], "loss": [3.0, float("nan")]},
 }  # fmt: skip
@@ -26,7 +26,7 @@ def test_a_record_comes_back(tmp_path):
     records.write(tmp_path / "record.json", RECORD)
     back = records.read(tmp_path)
     assert back["schema"] == records.SCHEMA
-    assert back["config"] == RECORD["config"]
+    assert back["config"] == {**PretrainConfig().plain(), **RECORD["config"]}  # what it lacks was usual
     assert back["curves"]["loss"] == [3.0, None]  # JSON has no NaN
     more = records.extend(tmp_path, probe={"trained": {"linear": 50.0}})
     assert records.read(tmp_path / "record.json") == more
@@ -76,7 +76,15 @@ def test_written_files_have_the_usual_permissions(tmp_path):
     [
         ({"schema": 99}, "newer than this package's"),
         ({"config": []}, "config missing or of the wrong type"),
-        ({"time": None}, "time missing"),
+        ({"time": None}, "time, time.training_seconds, time.images_per_second missing"),
+        ({"data": {"name": 3, "images": 1}}, "data.name missing or of the wrong type"),
+        ({"config": {"dim": 0}}, "dim is at least 1; given 0"),
+        ({"config": {"grain": 1}}, "unknown setting 'grain'"),
+        ({"recipe": {"blr": 1}}, "unknown key in recipe 'blr'"),
+        ({"curves": {"epoch": [1, 2], "loss": [1]}}, "its curves are no columns of one length"),
+        ({"curves": {"evaluation_linear": [None]}}, "evaluation_linear holds what is no number"),
+        ({"probe": {"trained": {"linear": None}}}, "probe.trained holds what is no number"),
+        ({"probe": {"pixels": None}}, "probe.pixels of the wrong type"),
     ],
 )
 def test_foreign_records_are_refused(tmp_path, change, message):

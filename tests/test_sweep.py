@@ -11,6 +11,7 @@ import torch._dynamo.utils
 import yaml
 
 from ncssl_core import InputError, PretrainConfig, RunStopped, records, sweep
+from ncssl_core.base import lock
 from ncssl_core.datasets import DataSet
 from ncssl_core.pretrain import Run, _Training, pretrain
 from ncssl_core.sweep import Pace, Sweep, Task, compare, coverage, read_suite
@@ -157,7 +158,7 @@ def test_each_run_leaves_one_record_without_this_machines_paths(todo, tmp_path, 
         assert record["curves"]["evaluation_epoch"] == [1]
         assert record["spectrum"]["rankme"] > 1
         PretrainConfig(**record["config"])
-    assert not list((tmp_path / "results" / ".work").iterdir())
+    assert not (tmp_path / "results" / ".work").exists()
 
 
 def test_a_swept_run_is_the_run_of_pretrain(todo, tmp_path, shapes):
@@ -191,7 +192,7 @@ def test_shards_share_the_runs_out(todo):
 def test_a_run_in_other_hands_is_left_alone(todo):
     one, other = todo(), todo()
     name = one.next()
-    with sweep._lock(one.out / ".work" / f"{name}.lock") as held:
+    with lock(one.out / ".work" / f"{name}.lock") as held:
         assert held
         assert other.do(name) is None
         assert name not in other.left
@@ -224,7 +225,7 @@ def test_what_a_kill_left_behind_a_finished_run_is_cleared(todo):
     swept = todo()
     name = swept.next()
     swept.do(name)
-    swept.work(name).mkdir()
+    swept.work(name).mkdir(parents=True)
     todo()
     assert not swept.work(name).exists()
 
