@@ -17,53 +17,33 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 os.environ["NCSSL_STATIC"] = "1"
 
 import torch
+from epochs import compare_epochs, lightly_view, pictures_of
+from measure import ROWS, alternate, rates, row
 from torch import nn
 
-from ncssl_core import BarlowTwinsLoss, MultiView, PretrainConfig, build_backbone, linear_probe, load, records
+from ncssl_core import (
+    BarlowTwinsLoss,
+    MultiView,
+    PretrainConfig,
+    build_backbone,
+    linear_probe,
+    load,
+    records,
+    synthetic,
+)
 from ncssl_core.base import write_atomically
+from ncssl_core.datasets import DataSet, Images
+from ncssl_core.pretrain import Run, _Training, pick_device, seconds_per_step
+from ncssl_core.sweep import Sweep, read_suite
 
 HERE = Path(__file__).parent
-ROWS: list[dict[str, object]] = []
-
-
-def alternate(
-    jobs: dict[str, Callable[[], object]], repetitions: int = 7, device: str = "cpu"
-) -> dict[str, list[float]]:
-    """Seconds of each job, in turn, after one warm-up of each."""
-    seconds: dict[str, list[float]] = {name: [] for name in jobs}
-    for repetition in range(repetitions + 1):
-        for name, job in jobs.items():
-            if device == "cuda":
-                torch.cuda.synchronize()
-            started = time.perf_counter()
-            job()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            if repetition:
-                seconds[name].append(time.perf_counter() - started)
-    return seconds
-
-
-def row(what: str, value: float, unit: str, target: str = "", spread: float | None = None) -> None:
-    """Print and keep one figure."""
-    ROWS.append({"what": what, "value": value, "unit": unit, "target": target, "spread": spread})
-    about = f" +- {spread:.3g}" if spread is not None else ""
-    print(f"{what:<74} {value:>10.4g}{about} {unit:<10} {target}", flush=True)
-
-
-def rates(what: str, seconds: dict[str, list[float]], count: dict[str, int], targets: dict[str, str]) -> None:
-    """Views a second of each job, and ours over each peer's."""
-    speed = {name: [count[name] / s for s in values] for name, values in seconds.items()}
-    for name, values in speed.items():
-        row(f"{what}: {name}", statistics.median(values), "views/s", spread=statistics.pstdev(values))
-    for name in list(speed)[1:]:
-        ratio = statistics.median(speed["ours"]) / statistics.median(speed[name])
-        row(f"{what}: ours / {name}", ratio, "x", targets.get(name, ""))
 
 
 # ---- augmentation -----------------------------------------------------------------------------------------------
@@ -72,29 +52,15 @@ def rates(what: str, seconds: dict[str, list[float]], count: dict[str, int], tar
 def augmentation(name: str, side: int, size: int, quick: bool) -> None:
     """Two views of each image: ours, lightly's transform in a DataLoader of 2 workers, kornia's pipeline."""
     import kornia.augmentation as K
-    from lightly.transforms import SimCLRTransform
-    from PIL import Image
-    from torch.utils.data import DataLoader, Dataset
+    from lightly.transforms.multi_view_transform import MultiViewTransform
+    from torch.utils.data import DataLoader
 
     batch, batches = 256, 2 if quick else 4
     images = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8)
     ours = MultiView(size, 2, name)
     r = ours.recipe
-    transform = SimCLRTransform(
-        input_size=size, cj_prob=r.jitter, cj_strength=1.0, cj_bright=r.brightness, cj_contrast=r.contrast,
-        cj_sat=r.saturation, cj_hue=r.hue, min_scale=r.scale[0], random_gray_scale=r.gray, gaussian_blur=0.0,
-        hf_prob=r.flip, normalize={"mean": list(r.mean), "std": list(r.std)},
-    )  # fmt: skip
-    pictures = [Image.fromarray(i.permute(1, 2, 0).numpy()) for i in images]
-
-    class Pictures(Dataset[list[torch.Tensor]]):
-        def __len__(self) -> int:
-            return batch * batches
-
-        def __getitem__(self, index: int) -> list[torch.Tensor]:
-            return transform(pictures[index % batch])  # type: ignore[no-any-return]
-
-    loader = DataLoader(Pictures(), batch, num_workers=2, persistent_workers=True)
+    transform = MultiViewTransform([lightly_view(r, size)] * 2)
+    loader = DataLoader(pictures_of(images, transform, batch * batches), batch, num_workers=2, persistent_workers=True)
     kornia = nn.Sequential(
         K.RandomResizedCrop((size, size), scale=r.scale, ratio=r.ratio),
         K.RandomHorizontalFlip(r.flip),
@@ -180,9 +146,6 @@ def losses(quick: bool) -> None:
 
 def step_parts(config: PretrainConfig, images: torch.Tensor, repetitions: int) -> dict[str, list[float]]:
     """Seconds of the parts of a step, in turn: views, the model's own forward and backward, loss, optimiser, all."""
-    from ncssl_core.datasets import DataSet, Images
-    from ncssl_core.pretrain import Run, _Training, pick_device
-
     device = pick_device(config.device)
     data = DataSet("bench", (), "", {"train": Images(images)})
     with tempfile.TemporaryDirectory() as folder:
@@ -212,28 +175,85 @@ def step_parts(config: PretrainConfig, images: torch.Tensor, repetitions: int) -
     )  # fmt: skip
 
 
-def training_step(data: str, quick: bool) -> None:
-    """Share of a step outside the model's own forward and backward, on the CPU."""
-    images = load(data)["train"].images[:4096]
-    seconds = step_parts(PretrainConfig(batch=256, device="cpu", recipe="cifar"), images, 5 if quick else 15)
+def roofline(config: PretrainConfig, repetitions: int, target: str) -> None:
+    """Rows of a step and its parts, and the step over the model's own forward and backward on random numbers."""
+    images = torch.randint(0, 256, (2 * config.batch, 3, 32, 32), dtype=torch.uint8)
+    seconds = step_parts(config, images, repetitions)
     median = {name: statistics.median(values) for name, values in seconds.items()}
+    what = f"{config.backbone}, {config.views} x {config.batch} views, d {config.dim}"
+    of = {"part": "step", "views": config.views, "dim": config.dim}
     for name, value in median.items():
-        row(f"tiny, 2 x 256 views: {name}", 1e3 * value, "ms", spread=1e3 * statistics.pstdev(seconds[name]))
-    row("tiny, 2 x 256 views: share outside the model", 100 * (1 - median["model"] / median["step"]), "%", "<= 20")
+        row(f"{what}: {name}", 1e3 * value, "ms", spread=1e3 * statistics.pstdev(seconds[name]), side=name, **of)
+    row(f"{what}: step / model", median["step"] / median["model"], "x", target, side="ratio", **of)
 
 
-def resnet50_on_gpu(quick: bool) -> None:
-    """The same shares for ResNet-50 on a GPU, with images a second and peak memory, at 2, 4 and 8 views."""
+def steps(quick: bool) -> None:
+    """The step against its floor, on the CPU."""
     for views in (2, 4, 8):
+        config = PretrainConfig(views=views, batch=256, device="cpu", recipe="cifar")
+        roofline(config, 3 if quick else 9, "<= 1.15")
+
+
+def growth(quick: bool) -> None:
+    """Seconds of a step as one setting grows: views, dim, batch, side of the images, images in the set."""
+    usual, images = PretrainConfig(batch=256, device="cpu", recipe="cifar"), 1024
+    grown: list[tuple[str, int]] = [
+        *(("views", m) for m in (2, 4, 8)), *(("dim", d) for d in (64, 256, 1024, 2048 if quick else 8192)),
+        *(("batch", n) for n in (64, 128, 256, 512)), *(("size", s) for s in (32, 64, 96)),
+        *(("images", n) for n in (1024, 65536)),
+    ]  # fmt: skip
+    for name, value in grown:
+        side, count = (value if name == "size" else 32), (value if name == "images" else images)
+        data = DataSet("bench", (), "", {"train": Images(torch.randint(0, 256, (count, 3, side, side)).byte())})
+        config = usual if name == "images" else replace(usual, **{name: value})
+        spent = [seconds_per_step(config, data, steps=1 if quick else 3) for _ in range(1 if quick else 3)]
+        row(f"a step at {name} {value}", 1e3 * statistics.median(spent), "ms", spread=1e3 * statistics.pstdev(spent),
+            part="growth", setting=name, at=value)  # fmt: skip
+
+
+def epochs(quick: bool) -> None:
+    """Whole epochs against lightly's loop, on the CPU."""
+    images = 1024 if quick else 4096
+    compare_epochs("tiny", 2, 256, 256, 1 if quick else 5, "cpu", ">= 2", images)
+    compare_epochs("tiny", 8, 256, 256, 1 if quick else 3, "cpu", ">= 3", images)
+
+
+def sweeping(quick: bool) -> None:
+    """What a sweep adds to a run: locks, names, predictions, the record."""
+    with tempfile.TemporaryDirectory() as folder:
+        suite = Path(folder) / "suite.yaml"
+        epochs = 1 if quick else 3
+        suite.write_text(f"base: {{epochs: {epochs}, batch: 256}}\nruns:\n  - {{seed: [0, 1]}}\n")
+        data = synthetic(train=1024, test=256)
+        todo = Sweep(read_suite(suite), data, Path(folder) / "results", torch.device("cpu"))
+        for name in list(todo.mine):
+            started = time.perf_counter()
+            record = todo.do(name)
+            spent = time.perf_counter() - started
+            if record:
+                own = record["time"]["total_seconds"] + record["time"]["probe_seconds"]
+                row(f"a sweep's run of {own:.1f} s: added", spent - own, "s", part="sweep")
+
+
+def resnet50_steps(quick: bool) -> None:
+    """ResNet-50's step against its floor on a GPU, with images a second and peak memory."""
+    for views, dim in product((2, 4, 8), (256, 8192)):
         batch = 256 if views < 8 else 128
-        images = torch.randint(0, 256, (4096, 3, 32, 32), dtype=torch.uint8, device="cuda")
-        config = PretrainConfig(backbone="resnet50", views=views, batch=batch, device="cuda", recipe="cifar")
+        config = PretrainConfig(
+            backbone="resnet50", views=views, batch=batch, dim=dim, device="cuda", recipe="cifar"
+        )  # fmt: skip
         torch.cuda.reset_peak_memory_stats()
-        median = {n: statistics.median(s) for n, s in step_parts(config, images, 5 if quick else 20).items()}
-        what = f"resnet50 on {torch.cuda.get_device_name()}, {views} x {batch} views"
-        row(f"{what}: step / model", median["step"] / median["model"], "x", "<= 1.1")
-        row(f"{what}: images/s", batch / median["step"], "img/s")
-        row(f"{what}: peak memory", torch.cuda.max_memory_allocated() / 2**30, "GiB")
+        roofline(config, 5 if quick else 20, "<= 1.1")
+        what, of = f"resnet50, {views} x {batch} views, d {dim}", {"part": "step", "views": views, "dim": dim}
+        step = float(str(ROWS[-6]["value"])) / 1e3  # the row that `roofline` wrote first
+        row(f"{what}: images/s", batch / step, "img/s", side="images/s", **of)
+        row(f"{what}: peak memory", torch.cuda.max_memory_allocated() / 2**30, "GiB", side="memory", **of)
+
+
+def resnet50_epochs(quick: bool) -> None:
+    """ResNet-50's epochs against lightly's loop on a GPU."""
+    for views, dim in product((2, 4, 8), (256, 8192)):
+        compare_epochs("resnet50", views, 256 if views < 8 else 128, dim, 1 if quick else 2, "cuda", "")
 
 
 # ---- memory -----------------------------------------------------------------------------------------------------
@@ -293,7 +313,7 @@ def main() -> None:
     """Run all parts, or those named."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "parts", nargs="*", help="views, loss, step, probe, memory, gpu; all that can run if none is named"
+        "parts", nargs="*", help="views, loss, step, epoch, growth, sweep, probe, memory, gpu, gpu-epoch; all if none"
     )
     real = HERE.parent.parent / "shared" / "data" / "cifar10-jpeg.tar.xz"
     parser.add_argument("--data", default=str(real) if real.exists() else "synthetic", help="for step and memory")
@@ -303,12 +323,15 @@ def main() -> None:
     parts: dict[str, Callable[[], None]] = {
         "views": lambda: views(args.quick),
         "loss": lambda: losses(args.quick),
-        "step": lambda: training_step(args.data, args.quick),
+        "step": lambda: steps(args.quick),
+        "epoch": lambda: epochs(args.quick),
+        "growth": lambda: growth(args.quick),
+        "sweep": lambda: sweeping(args.quick),
         "probe": lambda: probing(args.data, args.quick),
         "memory": lambda: memory(args.data, args.quick),
     }
     if torch.cuda.is_available():
-        parts["gpu"] = lambda: resnet50_on_gpu(args.quick)
+        parts |= {"gpu": lambda: resnet50_steps(args.quick), "gpu-epoch": lambda: resnet50_epochs(args.quick)}
     if unknown := [p for p in args.parts if p not in parts]:
         parser.error(f"unknown or impossible here: {', '.join(unknown)}; valid: {', '.join(parts)}")
     for name in args.parts or parts:
