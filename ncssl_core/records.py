@@ -190,9 +190,9 @@ def read_all(folder: str | Path | None = None) -> dict[str, dict[str, Any]]:
 
 
 def shipped(folder: str) -> Path:
-    """Where `results` or `experiments` are: inside the installed package, or beside it in a checkout."""
-    inside = Path(__file__).parent / folder
-    return inside if inside.is_dir() else inside.parents[1] / folder
+    """Where `results`, `experiments` or `benchmarks/results` are: inside the installed package, or beside it."""
+    package = Path(__file__).parent
+    return package / folder if (package / folder).is_dir() else package.parent / folder
 
 
 @cache

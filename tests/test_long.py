@@ -201,7 +201,7 @@ def test_suites_and_results_travel_in_the_wheel(tmp_path):
     subprocess.run([sys.executable, "-m", *map(str, words)], check=True)
     (wheel,) = tmp_path.glob("*.whl")
     inside = {Path(name) for name in zipfile.ZipFile(wheel).namelist()}
-    for folder in ("experiments", "results"):
+    for folder in ("experiments", "results", "benchmarks/results"):
         files = {p.name for p in (ROOT / folder).iterdir() if p.is_file()}
         assert files
         assert {p.name for p in inside if p.parent == Path("ncssl_core", folder)} == files

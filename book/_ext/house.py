@@ -12,7 +12,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 ROOT = Path(__file__).parents[2]
-INPUTS = ("ncssl_core/**/*.py", "experiments/*.yaml", "results/**/*.json", "requirements.txt")
+INPUTS = (
+    "ncssl_core/**/*.py", "experiments/*.yaml", "results/**/*.json", "benchmarks/results/*.json", "requirements.txt",
+)  # fmt: skip
 PAGES = "gh-pages"  # the branch that holds the published site with its notebooks
 
 
