@@ -24,21 +24,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ncssl_core import __version__
-from ncssl_core.augment import Recipe
 from ncssl_core.base import InputError, write_atomically
-from ncssl_core.config import config_from
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA = 1
+_NUMBER = int | float
 _REQUIRED: dict[str, Any] = {
-    "schema": int, "config": dict, "model": dict, "recipe": dict, "size": int, "data": dict, "data.name": str,
-    "data.images": int, "environment": dict, "environment.device": str, "time": dict,
-    "time.training_seconds": int | float, "time.images_per_second": int | float, "curves": dict,
+    "schema": int, "config": dict, "model": dict, "recipe": dict, "size": int, "data": dict, "environment": dict,
+    "time": dict, "curves": dict, "data.name": str, "data.images": int, "environment.device": str,
+    "time.training_seconds": _NUMBER, "time.images_per_second": _NUMBER,
+    **dict.fromkeys(("config.loss", "config.backbone", "config.pairing"), str),
+    **dict.fromkeys(("config.dim", "config.views", "config.batch", "config.epochs", "config.seed"), int),
+    **dict.fromkeys(("config.sim_coeff", "config.std_coeff", "config.cov_coeff", "config.kappa"), _NUMBER),
+    "config.lambd": _NUMBER | None,
 }  # fmt: skip
-
-
 _COMPARED = ("evaluation_epoch", "evaluation_seconds", "evaluation_linear")
 _PROBED = ("trained", "untrained", "pixels")
 
@@ -75,18 +76,21 @@ def read(path: str | Path) -> dict[str, Any]:
 
 
 def _checked(record: Any) -> dict[str, Any]:
-    """A record as its readers expect it; settings that came later than it have their usual values."""
+    """A record, if it is what its readers expect."""
     if wrong := [path for path, kind in _REQUIRED.items() if not isinstance(_at(record, path), kind)]:
         raise InputError(f"is no record of a run: {', '.join(wrong)} missing or of the wrong type")
     if record["schema"] > SCHEMA:
         raise InputError(f"has schema {record['schema']}, newer than this package's {SCHEMA}: upgrade it")
+    counts = ("config.dim", "config.views", "config.batch", "config.epochs", "data.images", "size")
+    if wrong := [path for path in counts if _at(record, path) < 1]:
+        raise InputError(f"is no record of a run: {', '.join(wrong)} below 1")
     _check_curves(record["curves"])
     _check_scores(record)
-    try:
-        Recipe.named(record["recipe"])
-        return {**record, "config": config_from(record["config"]).plain()}
-    except InputError as error:
-        raise InputError(f"is no record of a run: {error}") from error
+    for name, value in record["recipe"].items():
+        numbers = value if isinstance(value, list) else [value]
+        if not isinstance(value, str) and not all(isinstance(v, _NUMBER) for v in numbers):
+            raise InputError(f"is no record of a run: its recipe's {name} is no number, word or list of numbers")
+    return dict(record)
 
 
 def _check_curves(curves: dict[str, Any]) -> None:
@@ -96,7 +100,7 @@ def _check_curves(curves: dict[str, Any]) -> None:
         if len(lengths) > 1 or -1 in lengths:
             raise InputError("is no record of a run: its curves are no columns of one length")
         for name, column in group.items():
-            number = int | float if name in _COMPARED else int | float | None  # others may be no number, now and then
+            number = _NUMBER if name in _COMPARED else _NUMBER | None  # others may be no number, now and then
             if not all(isinstance(value, number) for value in column):
                 raise InputError(f"is no record of a run: {name} holds what is no number")
 
@@ -108,14 +112,14 @@ def _check_scores(record: dict[str, Any]) -> None:
     if wrong := [name for name, scores in parts.items() if not isinstance(scores, dict)]:
         raise InputError(f"is no record of a run: {', '.join(wrong)} of the wrong type")
     for name in set(parts) - {"probe", "spectrum"}:
-        if not all(isinstance(score, int | float) for score in parts[name].values()):
+        if not all(isinstance(score, _NUMBER) for score in parts[name].values()):
             raise InputError(f"is no record of a run: {name} holds what is no number")
 
 
 def _at(tree: Any, path: str) -> Any:
-    """What lies at `a.b` in nested dictionaries, or None."""
+    """What lies at `a.b` in nested dictionaries; an ellipsis if nothing does."""
     for name in path.split("."):
-        tree = tree.get(name) if isinstance(tree, dict) else None
+        tree = tree.get(name, ...) if isinstance(tree, dict) else ...
     return tree
 
 
