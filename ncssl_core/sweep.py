@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 _ARCHIVES = {"CIFAR-10-JPEG": "cifar10-jpeg.tar.xz", "Imagenette-96": "imagenette-96-jpeg.tar.xz"}
 _WHERE = ("root", "download", "device", "out")  # a record leaves these to its reader
 _NOT_WHAT = ("data", *_WHERE, "compile", "checkpoint_every", "log_every")  # settings that do not decide the result
+_OF_BARLOW_TWINS, _OF_VICREG = ("kappa", "lambd", "pairing"), ("sim_coeff", "std_coeff", "cov_coeff")
 _ENTRIES = ("about", "sets", "base", "runs")  # of a suite's file
 _MARGIN = 1.1  # a run is started if 1.1 times its predicted time is left
 _PIXELS = 60.0  # seconds for the linear probe of raw pixels, until it was measured
@@ -64,7 +65,8 @@ class Task:
     def name(self, data: DataSet | str) -> str:
         """What the run on these images, or on a set of SET_NAMES, is called: what matters most, and a digest of all."""
         c, usual = self.config, PretrainConfig().plain()
-        said = {k: v for k, v in c.plain().items() if v != usual[k] and k not in _NOT_WHAT}
+        unused = _OF_BARLOW_TWINS if c.loss == "vicreg" else _OF_VICREG if c.lambd is None else (*_OF_VICREG, "kappa")
+        said = {k: v for k, v in c.plain().items() if v != usual[k] and k not in (*_NOT_WHAT, *unused)}
         set_name = data if isinstance(data, str) else data.name
         of = [set_name] if isinstance(data, str) or set_name in SET_NAMES else [set_name, data.checksum]
         digest = hashlib.sha256(json.dumps([*of, said], sort_keys=True).encode()).hexdigest()[:8]

@@ -58,12 +58,16 @@ def test_a_name_holds_what_decides_the_result_and_nothing_else():
     task, cifar = Task(PretrainConfig(dim=64, kappa=2.0)), DataSet("CIFAR-10-JPEG", (), "abc", {})
     name = task.name(cifar)
     assert name.startswith("cifar-10-jpeg-tiny-barlow_twins-d64-k2-m2-e10-s0-")
-    for same in ({"out": "x"}, {"device": "cpu"}, {"data": "y"}, {"root": "z"}, {"log_every": 3}, {"compile": True}):
+    for same in ({"out": "x"}, {"device": "cpu"}, {"data": "y"}, {"root": "z"}, {"log_every": 3}, {"compile": True},
+                 {"sim_coeff": 3.0}):  # fmt: skip
         assert Task(replace(task.config, **same)).name(cifar) == name
     others = [{"seed": 1}, {"lambd": 0.1}, {"batch": 128}, {"fraction": 0.5}, {"recipe": "stl"}, {"lr": 2e-3}]
     names = {Task(replace(task.config, **other)).name(cifar) for other in others}
     sets = [cifar, DataSet("CIFAR-10", (), "abc", {}), DataSet("pets", (), "abc", {}), DataSet("pets", (), "def", {})]
     assert len({*names, *(task.name(d) for d in sets)}) == len(others) + 4
+    other_loss = {Task(PretrainConfig(loss="vicreg", kappa=k, pairing=p)).name(cifar) for k, p in
+                  ((2.0, "mean"), (8.0, "all-pairs"))}  # fmt: skip
+    assert len(other_loss) == 1  # VICReg has no kappa and no pairing
 
 
 @pytest.mark.parametrize(
