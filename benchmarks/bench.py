@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 
 os.environ["NCSSL_STATIC"] = "1"
@@ -39,7 +39,7 @@ from ncssl_core import (
     synthetic,
 )
 from ncssl_core.base import write_atomically
-from ncssl_core.datasets import DataSet, Images
+from ncssl_core.datasets import DataSet, Images, batches
 from ncssl_core.pretrain import Run, _Training, pick_device, seconds_per_step
 from ncssl_core.sweep import Sweep, read_suite
 
@@ -200,15 +200,29 @@ def growth(quick: bool) -> None:
     grown: list[tuple[str, int]] = [
         *(("views", m) for m in (2, 4, 8)), *(("dim", d) for d in (64, 256, 1024, 2048 if quick else 8192)),
         *(("batch", n) for n in (64, 128, 256, 512)), *(("size", s) for s in (32, 64, 96)),
-        *(("images", n) for n in (1024, 65536)),
     ]  # fmt: skip
     for name, value in grown:
-        side, count = (value if name == "size" else 32), (value if name == "images" else images)
-        data = DataSet("bench", (), "", {"train": Images(torch.randint(0, 256, (count, 3, side, side)).byte())})
-        config = usual if name == "images" else replace(usual, **{name: value})
+        side = value if name == "size" else 32
+        data = DataSet("bench", (), "", {"train": Images(torch.randint(0, 256, (images, 3, side, side)).byte())})
+        config = replace(usual, **{name: value})
         spent = [seconds_per_step(config, data, steps=1 if quick else 3) for _ in range(1 if quick else 3)]
         row(f"a step at {name} {value}", 1e3 * statistics.median(spent), "ms", spread=1e3 * statistics.pstdev(spent),
             part="growth", setting=name, at=value)  # fmt: skip
+
+
+def gathering(quick: bool) -> None:
+    """Milliseconds to gather a batch of 256 from sets of few and of many images."""
+    for count in (1024, 65536):
+        images = torch.randint(0, 256, (count, 3, 32, 32)).byte()
+        spent = []
+        for epoch in range(2 if quick else 8):
+            coming = batches(images, 256, torch.device("cpu"), 0, epoch)
+            next(coming)  # the order of the epoch is drawn with the first
+            started = time.perf_counter()
+            taken = len(list(islice(coming, 3)))
+            spent.append(1e3 * (time.perf_counter() - started) / taken)
+        row(f"gathering a batch from {count} images", statistics.median(spent), "ms", spread=statistics.pstdev(spent),
+            part="growth", setting="images", at=count)  # fmt: skip
 
 
 def epochs(quick: bool) -> None:
@@ -320,12 +334,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer repetitions")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     args = parser.parse_args()
-    parts: dict[str, Callable[[], None]] = {
+    parts: dict[str, Callable[[], object]] = {
         "views": lambda: views(args.quick),
         "loss": lambda: losses(args.quick),
         "step": lambda: steps(args.quick),
         "epoch": lambda: epochs(args.quick),
-        "growth": lambda: growth(args.quick),
+        "growth": lambda: (growth(args.quick), gathering(args.quick)),
         "sweep": lambda: sweeping(args.quick),
         "probe": lambda: probing(args.data, args.quick),
         "memory": lambda: memory(args.data, args.quick),

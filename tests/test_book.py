@@ -67,6 +67,13 @@ def test_no_chapter_defines_in_a_removed_cell_what_others_use():
                 assert not re.search(rf"\b{name}\b", kept), f"{path.stem}: {name}"
 
 
+def test_scripts_in_chapters_are_ones_that_a_shell_reads():
+    scripts = [s for p in CHAPTERS for s in re.findall(r"```bash\n(.*?)```", p.read_text(), re.DOTALL)]
+    assert scripts
+    for script in scripts:
+        subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+
+
 def test_every_chapter_is_in_the_table_of_contents():
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
     listed = {toc["root"], *(c["file"] for part in toc["parts"] for c in part["chapters"])}
