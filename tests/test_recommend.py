@@ -52,7 +52,8 @@ def test_the_cell_it_recommends_is_within_a_point_of_the_best_on_seeds_it_did_no
 
 @pytest.mark.parametrize("dim", [16, 64, 256, 1024])
 def test_without_a_width_it_still_finds_a_cell_within_a_point_of_the_best(runs, dim):
-    two_views = {n: r for n, r in runs.items() if r["config"]["views"] == 2}
+    grid = {n: r for n, r in runs.items() if r["config"]["epochs"] == 6}  # longer runs are of one width alone
+    two_views = {n: r for n, r in grid.items() if r["config"]["views"] == 2}
     others = {n: r for n, r in two_views.items() if r["config"]["dim"] != dim}
     advice = recommend(20_000, 32, 480_000, others, 1.0)
     assert advice["dim"].value != dim
