@@ -126,6 +126,11 @@ class PretrainConfig:
         if self.recipe != "auto":
             Recipe.named(self.recipe)
         self.build_loss()
+        if not 0 < self.fraction <= 1:
+            raise InputError(f"fraction is a share in (0, 1]; given {self.fraction}")
+        for name, value in vars(self).items():  # also those that this loss does not use
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InputError(f"{name} is a finite number; given {value}")
 
     def build_loss(self) -> BarlowTwinsLoss | VICRegLoss:
         """The loss that these settings name."""
@@ -184,5 +189,5 @@ def read_config(folder: str | Path) -> PretrainConfig:
         return replace(config_from(settings), out=str(folder))
     except FileNotFoundError:
         raise InputError(f"no run in {folder}: wanted a folder that `ncssl pretrain --out` made") from None
-    except (yaml.YAMLError, OSError, ValueError) as error:
+    except Exception as error:  # a YAML reader may raise anything on broken text
         raise InputError(f"{path} is no run's configuration: {error}") from error

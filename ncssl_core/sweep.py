@@ -109,7 +109,7 @@ def read_suite(suite: str | Path) -> Suite:
         if not all(isinstance(entry, dict) for entry in (text.get("base", {}), *text["runs"])):
             raise InputError("base and each of runs are settings, as {dim: 64}")
         tasks = [task for entry in text["runs"] for task in _tasks({**text.get("base", {}), **entry})]
-    except (yaml.YAMLError, UnicodeDecodeError, InputError) as error:
+    except Exception as error:  # a YAML reader may raise anything on broken text
         raise InputError(f"{path} is no suite: {error}") from error
     return Suite(path.stem, str(text.get("about", "")), tuple(sets), tuple(tasks))
 

@@ -260,6 +260,8 @@ def test_missing_label_files_are_said(tmp_path):
         ({"loss": "vicreg", "cov_coeff": -1.0}, "cov_coeff is a finite weight >= 0; given -1.0"),
         ({"lr": float("nan")}, "lr is at least 0; given nan"),
         ({"weight_decay": float("nan")}, "weight_decay is at least 0; given nan"),
+        ({"fraction": float("nan")}, r"fraction is a share in \(0, 1\]; given nan"),
+        ({"loss": "vicreg", "kappa": float("nan")}, "kappa is a finite number; given nan"),
     ],
 )
 def test_numbers_that_are_no_setting(settings, says):
