@@ -103,6 +103,9 @@ def _check_curves(curves: dict[str, Any]) -> None:
             number = _NUMBER if name in _COMPARED else _NUMBER | None  # others may be no number, now and then
             if not all(isinstance(value, number) for value in column):
                 raise InputError(f"is no record of a run: {name} holds what is no number")
+    measured = curves.get("evaluation_epoch", [])
+    if measured != sorted(set(measured)):
+        raise InputError("is no record of a run: evaluation_epoch does not rise")
 
 
 def _check_scores(record: dict[str, Any]) -> None:

@@ -84,6 +84,7 @@ def test_written_files_have_the_usual_permissions(tmp_path):
         ({"curves": {"epoch": [1, 2], "loss": [1]}}, "its curves are no columns of one length"),
         ({"curves": {"evaluation_linear": [None]}}, "evaluation_linear holds what is no number"),
         ({"probe": {"trained": {"linear": None}}}, "probe.trained holds what is no number"),
+        ({"curves": {"evaluation_epoch": [1, 1]}}, "evaluation_epoch does not rise"),
         ({"probe": {"pixels": None}}, "probe.pixels of the wrong type"),
     ],
 )
