@@ -175,8 +175,8 @@ def step_parts(config: PretrainConfig, images: torch.Tensor, repetitions: int) -
     )  # fmt: skip
 
 
-def roofline(config: PretrainConfig, repetitions: int, target: str) -> None:
-    """Rows of a step and its parts, and the step over the model's own forward and backward on random numbers."""
+def roofline(config: PretrainConfig, repetitions: int, target: str) -> float:
+    """Rows of a step and its parts, and the step over the model's own forward and backward; the step's seconds."""
     images = torch.randint(0, 256, (2 * config.batch, 3, 32, 32), dtype=torch.uint8)
     seconds = step_parts(config, images, repetitions)
     median = {name: statistics.median(values) for name, values in seconds.items()}
@@ -185,6 +185,7 @@ def roofline(config: PretrainConfig, repetitions: int, target: str) -> None:
     for name, value in median.items():
         row(f"{what}: {name}", 1e3 * value, "ms", spread=1e3 * statistics.pstdev(seconds[name]), side=name, **of)
     row(f"{what}: step / model", median["step"] / median["model"], "x", target, side="ratio", **of)
+    return median["step"]
 
 
 def steps(quick: bool) -> None:
@@ -195,7 +196,7 @@ def steps(quick: bool) -> None:
 
 
 def growth(quick: bool) -> None:
-    """Seconds of a step as one setting grows: views, dim, batch, side of the images, images in the set."""
+    """Seconds of a step as one setting grows: views, dim, batch, side of the images."""
     usual, images = PretrainConfig(batch=256, device="cpu", recipe="cifar"), 1024
     grown: list[tuple[str, int]] = [
         *(("views", m) for m in (2, 4, 8)), *(("dim", d) for d in (64, 256, 1024, 2048 if quick else 8192)),
@@ -257,9 +258,8 @@ def resnet50_steps(quick: bool) -> None:
             backbone="resnet50", views=views, batch=batch, dim=dim, device="cuda", recipe="cifar"
         )  # fmt: skip
         torch.cuda.reset_peak_memory_stats()
-        roofline(config, 5 if quick else 20, "<= 1.1")
+        step = roofline(config, 5 if quick else 20, "<= 1.1")
         what, of = f"resnet50, {views} x {batch} views, d {dim}", {"part": "step", "views": views, "dim": dim}
-        step = float(str(ROWS[-6]["value"])) / 1e3  # the row that `roofline` wrote first
         row(f"{what}: images/s", batch / step, "img/s", side="images/s", **of)
         row(f"{what}: peak memory", torch.cuda.max_memory_allocated() / 2**30, "GiB", side="memory", **of)
 

@@ -34,7 +34,7 @@ from ncssl_core import PretrainConfig, build_backbone
 from ncssl_core import pretrain as pretraining
 from ncssl_core.augment import Recipe
 from ncssl_core.datasets import DataSet, Images
-from ncssl_core.models import Projector
+from ncssl_core.models import Projector, feature_dim
 
 OURS, LIGHTLY, TOGETHER = "ours", "lightly", "lightly, one pass, channels last"
 GIVING_BACK = "ours, giving freed memory back"  # what `keep_freed_memory` saves on a CPU
@@ -91,8 +91,7 @@ def lightly_epoch(config: PretrainConfig, images: torch.Tensor, together: bool) 
 
     device = torch.device(config.device)
     backbone = build_backbone(config.backbone)
-    features = {"tiny": 128, "resnet50": 2048}[config.backbone]
-    model = nn.Sequential(backbone, Projector(features, config.dim)).to(device)
+    model = nn.Sequential(backbone, Projector(feature_dim(backbone, SIZE), config.dim)).to(device)
     if together:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(model.parameters(), config.lr, weight_decay=config.weight_decay)

@@ -56,7 +56,6 @@ RULES = {
     "contradicted if at least 0.5 lower",
 }
 NAMES = {"barlow_twins": "Barlow Twins", "vicreg": "VICReg", "resnet50": "ResNet-50"}  # what a reader calls them
-_CURVE = ("evaluation_epoch", "evaluation_seconds", "evaluation_linear")
 Word = Literal["supported", "contradicted", "mixed", "too few seeds", "not yet measured"]
 SEEDS = 3
 SMALL, RECOMMENDED, HEURISTIC = 256, 256, 8192  # widths of the projector
@@ -146,7 +145,7 @@ class Arm:
 
     def curve(self) -> tuple[list[float], list[float], list[float]]:
         """(epochs, training seconds, validation accuracy) where every seed was evaluated, means over seeds."""
-        points = [list(zip(*(r["curves"][c] for c in _CURVE), strict=True)) for _, r in self.runs]
+        points = [list(zip(*(r["curves"][c] for c in records.COMPARED), strict=True)) for _, r in self.runs]
         shared = set.intersection(*({p[0] for p in run} for run in points))
         kept = [[p for p in run if p[0] in shared] for run in points]
         epochs, seconds, accuracy = ([fmean(p[k] for p in same) for same in zip(*kept, strict=True)] for k in range(3))
@@ -184,7 +183,7 @@ def _settings(runs: Runs) -> dict[tuple[tuple[str, str, str], str], Runs]:
     """Runs that were probed, by cell (loss, image set, backbone) and by all that must be equal to compare them."""
     found: dict[tuple[tuple[str, str, str], str], dict[str, Any]] = {}
     for name, record in sorted(runs.items()):
-        config, curve = record["config"], [record["curves"].get(column, []) for column in _CURVE]
+        config, curve = record["config"], [record["curves"].get(column, []) for column in records.COMPARED]
         probed = "linear" in record.get("probe", {}).get("trained", {}) and all(curve)
         if probed and curve[0][-1] == config["epochs"] and not record["model"].get("custom"):
             cell = (config["loss"], record["data"]["name"], config["backbone"])

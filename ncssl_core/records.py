@@ -40,7 +40,7 @@ _REQUIRED: dict[str, Any] = {
     **dict.fromkeys(("config.sim_coeff", "config.std_coeff", "config.cov_coeff", "config.kappa"), _NUMBER),
     "config.lambd": _NUMBER | None,
 }  # fmt: skip
-_COMPARED = ("evaluation_epoch", "evaluation_seconds", "evaluation_linear")
+COMPARED = ("evaluation_epoch", "evaluation_seconds", "evaluation_linear")  # the curves that verdicts rest on
 _PROBED = ("trained", "untrained", "pixels")
 
 
@@ -100,7 +100,7 @@ def _check_curves(curves: dict[str, Any]) -> None:
         if len(lengths) > 1 or -1 in lengths:
             raise InputError("is no record of a run: its curves are no columns of one length")
         for name, column in group.items():
-            number = _NUMBER if name in _COMPARED else _NUMBER | None  # others may be no number, now and then
+            number = _NUMBER if name in COMPARED else _NUMBER | None  # others may be no number, now and then
             if not all(isinstance(value, number) for value in column):
                 raise InputError(f"is no record of a run: {name} holds what is no number")
     measured = curves.get("evaluation_epoch", [])

@@ -127,7 +127,8 @@ def test_settings(values):
 def test_settings_files(den, text):
     (den / "run").mkdir(exist_ok=True)
     (den / "run" / "config.yaml").write_bytes(text)
-    refused(read_config, den / "run")
+    config = refused(read_config, den / "run")
+    assert config is None or config.out == str(den / "run")
 
 
 SUITE = yaml.safe_load((ROOT / "experiments" / "cpu-views.yaml").read_text())
@@ -162,7 +163,8 @@ def changed(draw, tree):
 def test_suites(den, suite):
     path = den / "suite.yaml"
     path.write_text(yaml.safe_dump(suite, allow_unicode=True), encoding="utf-8")
-    refused(read_suite, path)
+    found = refused(read_suite, path)
+    assert found is None or all(isinstance(task.config, PretrainConfig) for task in found.tasks)
 
 
 # ---- records ----------------------------------------------------------------------------------------------------
@@ -180,7 +182,7 @@ def test_records(den, record):
         (folder / f"{name}.json").write_text(json.dumps(other))
     known = refused(records.read_all, folder)
     if known is not None:
-        claims.ledger(known)
+        assert {v.claim for v in claims.ledger(known)} == set(claims.RULES)
         claims.curves(known)
         claims.arms(known)
         records.table(sorted(folder.glob("*.json")))
@@ -190,4 +192,5 @@ def test_records(den, record):
 @given(damaged(st.just(json.dumps(next(iter(RECORDS.values()))).encode())))
 def test_record_files(den, text):
     (den / "one.json").write_bytes(text)
-    refused(records.read, den / "one.json")
+    found = refused(records.read, den / "one.json")
+    assert found is None or found["schema"] <= records.SCHEMA
