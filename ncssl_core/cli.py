@@ -144,10 +144,11 @@ def _pretrain(settings: Namespace) -> None:
 
     run = pretrain(config, evaluate=on_validation, resume=resume)
     time = run.record["time"]
+    then = "probe" if "test" in run.data and run.data["test"].labels is not None else "neighbours"
     print(
         f"{run.folder}: {config.epochs} epochs of {run.record['data']['images']} images of {run.data.name} in "
         f"{time['training_seconds']:.0f} s ({time['images_per_second']:.0f} images/s, "
-        f"{time['views_per_second']:.0f} views/s); next: ncssl probe {run.folder}"
+        f"{time['views_per_second']:.0f} views/s); next: ncssl {then} {run.folder}"
     )
 
 
@@ -327,14 +328,14 @@ def recommend_settings(
         images: How many there are to pretrain on; those of --run if not given.
         size: Side of the views in pixels; that of --run if not given.
         budget: Time to train, e.g. 20m, 90s or 1h30m.
-        run: A short pilot run on the images: its spectrum and its speed are used.
+        run: A short pilot run on the images, whose spectrum is used.
         results: Folder of records; those that come along if not given.
         backbone: That of --run if not given; else tiny, or resnet50 where there is a GPU.
         device: "auto", "cpu", "cuda", ...
     """
     from ncssl_core import records
     from ncssl_core.pretrain import seconds_per_step
-    from ncssl_core.recommend import pilot_spectrum, recommend
+    from ncssl_core.recommend import check, pilot_spectrum, recommend
 
     chosen = pick_device(device)
     pilot = load_run(run, device) if run is not None else None
@@ -343,6 +344,7 @@ def recommend_settings(
         backbone = backbone or pilot.config.backbone
     if images is None or size is None:
         raise InputError("recommend wants --images and --size, or --run to take them from")
+    check(images, size, _seconds(budget))
     backbone = backbone or ("resnet50" if chosen.type == "cuda" else "tiny")
     config = PretrainConfig(backbone=backbone, size=size, batch=128, device=str(chosen))
     step = seconds_per_step(config, load("synthetic").to(chosen))

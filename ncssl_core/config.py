@@ -23,7 +23,7 @@ class PretrainConfig:
     """Settings of a pretraining run.
 
     Args:
-        data: "synthetic", "cifar10", "stl10", a folder of images, a .tar, .tar.xz or .zip of one, or a
+        data: "synthetic", "cifar10", "stl10", a folder of images, a .tar, .tar.gz, .tar.xz or .zip of one, or a
             .npy of uint8 (n, 3, H, H), which may be larger than memory.
         root: Folder where torchvision's sets lie.
         download: Let torchvision fetch a missing set.

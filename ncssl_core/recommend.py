@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -98,26 +98,38 @@ def recommend(
     Raises:
         InputError: fewer than 8 images, a size below 8, a budget or speed that is not positive.
     """
-    _check(images, size, budget, views_per_second)
+    check(images, size, budget, views_per_second)
     known = _Known.near(runs, backbone, size, images)
     batch = min(128, 2 ** int(math.log2(images / 4)))
     cell, line = _best_cell(known, budget * views_per_second)
+    if line and all(r.accuracy == -math.inf for r in line.values()):
+        short = " The time ends before their first measurement: what was best then is a guess at what is best sooner."
+        known = replace(known, sure="not measured", says=known.says + short)
     dim, kappa = _dim(known, cell), _kappa(known, cell)
     if spectrum is not None:
         dim, kappa = _by_spectrum(np.asarray(spectrum, float), dim, kappa)
     views = _views(known, cell, line)
     epochs = _epochs(known, images, batch, int(views.value), budget * views_per_second)
     lambd = Choice("lambd", float(kappa.value) / int(dim.value), kappa.sure, "kappa / dim")
-    reason = "as in the records, which compare no other" if batch == 128 else "a quarter of the images at most"
+    reason = "a quarter of the images at most"
+    if batch == 128:
+        reason = "the usual one here" if known.whole.empty else "as in the records, which compare no other"
+    elif batch < 32:
+        reason += "; over so few images features correlate by chance, and the loss pushes against that in vain"
     choices = (_loss(known), dim, kappa, lambd, views, Choice("batch", batch, "not measured", reason), epochs)
     return Advice(choices, known.says)
 
 
-def _check(images: int, size: int, budget: float, speed: float) -> None:
+def check(images: int, size: int, budget: float, views_per_second: float = 1.0) -> None:
+    """Refuse a question that has no answer.
+
+    Raises:
+        InputError: fewer than 8 images, a size below 8, a budget or speed that is not positive.
+    """
     for name, given, least in (("images", images, 8), ("size", size, 8)):
         if given < least:
             raise InputError(f"{name} is at least {least}; given {given}")
-    for name, number in (("budget", budget), ("views_per_second", speed)):
+    for name, number in (("budget", budget), ("views_per_second", views_per_second)):
         if not 0 < number < math.inf:
             raise InputError(f"{name} is a positive number; given {number}")
 
@@ -161,12 +173,13 @@ class _Known:
 
 
 def _two_views(known: _Known, loss: str = "barlow_twins") -> pd.DataFrame:
-    """The arms over widths and weights: two views, all images, the epochs that most were run for, kappa up to 10."""
+    """The arms over widths and weights with two views of all images, kappa up to 10, of one length and seeds enough."""
     arms = known.whole
     if arms.empty:
         return arms
     arms = arms[(arms.views == 2) & (arms.loss == loss) & (arms.kappa <= 10)]
-    return arms[arms.epochs == arms.epochs.mode().max()] if len(arms) else arms
+    arms = arms[arms.epochs == arms.epochs.mode().max()] if len(arms) else arms
+    return arms[arms.seeds >= min(arms.seeds.max(), claims.SEEDS)] if len(arms) else arms
 
 
 def _loss(known: _Known) -> Choice:
@@ -208,6 +221,7 @@ def best_cell(
 def _best_cell(known: _Known, affordable: float) -> tuple[Cell | None, dict[Cell, Reached]]:
     """The cheapest of the cells whose curve is within `TIE` of the highest after the time, and what each reached.
 
+    Where the time ends before any curve begins, the cell is the best of those that were measured first.
     The time is that of `affordable` views. What a wide projector or more views make of a view's cost, is taken from
     the least seconds of the records.
     """
@@ -227,6 +241,10 @@ def _best_cell(known: _Known, affordable: float) -> tuple[Cell | None, dict[Cell
         accuracy = float(np.interp(seen, longest.views_seen, longest.validation, left=-math.inf))  # not yet begun
         reached[int(dim), float(kappa), int(views)] = Reached(accuracy, seen > longest.views_seen.max())
     best = max(r.accuracy for r in reached.values())
+    if best == -math.inf:
+        first = curves[curves.epoch == curves.epoch.min()].groupby(["dim", "kappa", "views"]).validation.max()
+        dim, kappa, views = first.idxmax()
+        return (int(dim), float(kappa), int(views)), reached
     good = [cell for cell, r in reached.items() if r.accuracy >= best - TIE]
     return min(good, key=lambda c: (c[2], c[0], -reached[c].accuracy)), reached
 
@@ -286,6 +304,8 @@ def _views(known: _Known, cell: Cell | None, reached: Mapping[Cell, Reached]) ->
     if not begun:
         return Choice("views", cell[2], "not measured", "the records' first measurement comes later")
     why = f"in that time {', '.join(f'{r.accuracy:.1f} with {m}' for m, r in begun.items())}"
+    if late := [str(m) for m in sorted(alike) if m not in begun]:
+        why += f"; with {' and '.join(late)} the first measurement comes later"
     ended = [str(m) for m, r in sorted(alike.items()) if r.ended]
     if ended:
         why += f"; records with {' and '.join(ended)} end sooner, their last value stands"

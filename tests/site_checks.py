@@ -84,6 +84,25 @@ class Page:
             "return cut }"
         )
 
+    def cut_pictures(self):
+        """Words of pictures, every frame of a slider among them, that stick out or lie on another word."""
+        return self.page.evaluate(
+            "() => { document.querySelectorAll('details').forEach(d => d.open = true); const wrong = []; "
+            "const frames = [...document.querySelectorAll('.ncssl-slider [data-value]')]; "
+            "frames.forEach(f => f.style.display = 'block'); "
+            "for (const svg of document.querySelectorAll('.ncssl-picture svg')) { "
+            "const b = svg.getBoundingClientRect(), near = b.width / 150, boxes = []; "
+            "for (const t of svg.querySelectorAll('text')) { "
+            "const r = t.getBoundingClientRect(); if (!r.width || !t.textContent.trim()) continue; "
+            "if (r.left < b.left - near || r.right > b.right + near || r.top < b.top - near || r.bottom > b.bottom + near)"
+            " wrong.push(t.textContent); "
+            "for (const [q, s] of boxes) { const w = Math.min(q.right, r.right) - Math.max(q.left, r.left), "
+            "h = Math.min(q.bottom, r.bottom) - Math.max(q.top, r.top); "
+            "if (w > near && h > 0.4 * Math.min(q.height, r.height)) wrong.push(s + ' on ' + t.textContent) } "
+            "boxes.push([r, t.textContent]) } } "
+            "frames.forEach(f => f.style.display = ''); return [...new Set(wrong)] }"
+        )
+
     def move_sliders(self):
         """Move every slider by keyboard to each end and back; what did not follow, and how many there are."""
         wrong, sliders = [], self.page.locator(".ncssl-slider")

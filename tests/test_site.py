@@ -117,6 +117,7 @@ def look(page):
     formulas, drawn, wrong = page.mathematics()
     still, sliders = page.move_sliders()
     found = {"formulas": [formulas - drawn, wrong], "sliders": still, "axe": page.serious(), "errors": page.errors}
+    found["cut pictures"] = page.cut_pictures()
     page.page.emulate_media(color_scheme="dark")
     page.page.wait_for_function("document.documentElement.dataset.theme == 'dark'")
     found["axe, dark"] = page.serious(("color-contrast",))
