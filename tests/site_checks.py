@@ -88,19 +88,19 @@ class Page:
         """Words of pictures, every frame of a slider among them, that stick out or lie on another word."""
         return self.page.evaluate(
             "() => { document.querySelectorAll('details').forEach(d => d.open = true); const wrong = []; "
-            "const frames = [...document.querySelectorAll('.ncssl-slider [data-value]')]; "
-            "frames.forEach(f => f.style.display = 'block'); "
+            "const hidden = [...document.querySelectorAll('.ncssl-slider [data-value][hidden]')]; "
+            "hidden.forEach(f => f.hidden = false); "
             "for (const svg of document.querySelectorAll('.ncssl-picture svg')) { "
             "const b = svg.getBoundingClientRect(), near = b.width / 150, boxes = []; "
             "for (const t of svg.querySelectorAll('text')) { "
             "const r = t.getBoundingClientRect(); if (!r.width || !t.textContent.trim()) continue; "
-            "if (r.left < b.left - near || r.right > b.right + near || r.top < b.top - near || r.bottom > b.bottom + near)"
-            " wrong.push(t.textContent); "
+            "if (Math.min(r.left - b.left, b.right - r.right, r.top - b.top, b.bottom - r.bottom) < -near) "
+            "wrong.push(t.textContent); "
             "for (const [q, s] of boxes) { const w = Math.min(q.right, r.right) - Math.max(q.left, r.left), "
             "h = Math.min(q.bottom, r.bottom) - Math.max(q.top, r.top); "
             "if (w > near && h > 0.4 * Math.min(q.height, r.height)) wrong.push(s + ' on ' + t.textContent) } "
             "boxes.push([r, t.textContent]) } } "
-            "frames.forEach(f => f.style.display = ''); return [...new Set(wrong)] }"
+            "hidden.forEach(f => f.hidden = true); return [...new Set(wrong)] }"
         )
 
     def move_sliders(self):
