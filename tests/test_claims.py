@@ -179,7 +179,11 @@ def test_c2_takes_what_the_validation_images_choose():
     for record in made.runs.values():
         if record["config"]["dim"] == 128:  # better on the test images, worse on the validation images
             record["curves"]["evaluation_linear"][-1] -= 5
-    assert "d=64" in made.verdict("C2").says
+    assert "d=64 (kappa 2, best of 2)" in made.verdict("C2").says
+    assert (
+        "tuned (kappa 3, best of 2)" in made.verdict("C2").says
+        or "tuned (kappa 3.3, best of 2)" in made.verdict("C2").says
+    )
 
 
 def test_c2_without_its_evidence():
@@ -197,21 +201,24 @@ def test_c2_without_its_evidence():
 
 @LOSSES
 @pytest.mark.parametrize(
-    ("accuracy", "rise", "seconds", "word", "says"),
+    ("accuracy", "rise", "seconds", "word", "says", "holds"),
     [
-        (82, 3, 20, "supported", "reached after"),
-        (82, 3, 120, "mixed", "% of the seconds"),  # earlier in epochs, later in seconds
-        (80.2, 3, 20, "mixed", "ends +0.2"),  # earlier, but no better in the end
-        (82, 0.3, 20, "mixed", "reached after 8"),  # better, but late
-        (78, 1, 20, "contradicted", "not reached"),
+        (82, 3, 20, "supported", "reached after", "per epoch, per view, per second, at the end"),
+        # earlier in epochs, later in seconds
+        (82, 3, 120, "mixed", "% of the seconds", "per epoch, per view, at the end"),
+        # earlier, but no better in the end
+        (80.2, 3, 20, "mixed", "ends +0.2", "per epoch, per view, per second"),
+        (82, 0.3, 20, "mixed", "reached after 8", "per second, at the end"),  # better, but late
+        (78, 1, 20, "contradicted", "not reached", "nowhere"),
     ],
 )
-def test_c3(loss, accuracy, rise, seconds, word, says):
+def test_c3(loss, accuracy, rise, seconds, word, says, holds):
     w = weight(loss, 5, 256)
     made = Made(loss).add(80, views=2, **w).add(accuracy, views=4, rise=rise, seconds=seconds, **w)
     verdict = made.verdict("C3")
     assert verdict.verdict == word
     assert says in verdict.says
+    assert verdict.says.endswith(f"holds {holds}")
     assert verdict.effect == pytest.approx(accuracy - 80)
 
 
@@ -486,6 +493,19 @@ def test_arms_are_means_over_seeds():
     assert (row["seeds"], row["dim"]) == (3, 256)
     assert row["linear"] == pytest.approx(82)
     assert row["sd"] == pytest.approx(0.2)
+
+
+def test_paces_compare_steps_that_are_the_same_work():
+    runs = Made().add(80, dim=64).add(80, dim=256).add(80, dim=64, epochs=7).runs
+    for place, record in enumerate(runs.values()):
+        record["time"]["images_per_second"] = 100.0 / (1 + place)
+    paces = claims.paces(runs)
+    assert list(paces.slower) == pytest.approx([1, 2, 3, 1, 5 / 4, 6 / 4, 7, 8, 9])
+    assert list(paces.alike) == [6] * 3 + [3] * 3 + [6] * 3
+    assert paces.step[0] == pytest.approx(next(iter(runs.values()))["config"]["batch"] / 100)
+    runs["run0"]["environment"]["processor"] = "another"
+    assert claims.paces(runs).slower[0] == 1
+    assert claims.paces({}).empty
 
 
 @pytest.mark.parametrize(

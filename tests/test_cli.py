@@ -163,7 +163,8 @@ def test_an_unknown_setting_in_a_file_is_named(tmp_path, capsys):
 
 def test_unlabelled_images_train_but_cannot_be_probed(tmp_path, capsys):
     photos = as_folder(tmp_path / "photos", {f"{i}.jpg": picture(i, (16, 16)) for i in range(16)})
-    ncssl("pretrain", "--data", photos, "--out", tmp_path / "run", *FAST, capsys=capsys)
+    said = ncssl("pretrain", "--data", photos, "--out", tmp_path / "run", *FAST, capsys=capsys).out
+    assert f"next: ncssl neighbours {tmp_path / 'run'}" in said
     assert "no 'test' images" in ncssl("probe", tmp_path / "run", code=2, capsys=capsys).err
 
 

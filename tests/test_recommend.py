@@ -88,6 +88,21 @@ def test_what_the_records_do_not_hold_is_called_not_measured(runs):
     assert longer["dim"].sure == "measured"
 
 
+@pytest.mark.parametrize("budget", [0.5, 5, 15])
+def test_a_time_that_ends_before_the_first_measurement_has_nothing_measured(runs, budget):
+    advice = recommend(20_000, 32, budget, runs, SPEED)
+    assert {advice[n].sure for n in ("loss", "dim", "kappa", "views")} == {"not measured"}
+    assert "ends before their first measurement" in advice.rests
+    first = {}
+    for record in runs.values():
+        config, curves = record["config"], record["curves"]
+        if record["data"]["images"] == 20_000 and config["loss"] == "barlow_twins" and config["epochs"] == 6:
+            cell = config["dim"], round(records.kappa(config), 6), config["views"]
+            first.setdefault(cell, []).append(curves["evaluation_linear"][0])
+    cell = tuple(advice[name].value for name in ("dim", "kappa", "views"))
+    assert np.mean(first[cell]) >= max(np.mean(v) for v in first.values() if len(v) > 2) - 1
+
+
 def test_without_records_theory_and_the_paper_speak():
     advice = recommend(50_000, 32, 3600, {}, SPEED)
     assert {c.name: c.sure for c in advice.choices} == {
