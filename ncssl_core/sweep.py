@@ -143,6 +143,15 @@ def coverage(runs: Iterable[str], suites: Iterable[str]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def still_to_do(runs: Iterable[str], suites: Iterable[str]) -> str:
+    """What `coverage` says, as a list in Markdown: a line for each suite and set, with the command that goes on."""
+    lines = []
+    for row in coverage(runs, suites).itertuples():
+        how = "complete" if row.recorded == row.of else f"`{row.command}`"
+        lines.append(f"- *{row.suite}* on {row.images}: {row.recorded} of {row.of} runs recorded; {how}")
+    return "\n".join(lines)
+
+
 def compare(configs: Iterable[PretrainConfig], data: DataSet | None = None) -> pd.DataFrame:
     """Run a few short settings one after another; one row each, as `records.table` gives, and `validation`.
 

@@ -14,7 +14,7 @@ from ncssl_core import InputError, PretrainConfig, RunStopped, records, sweep
 from ncssl_core.base import lock
 from ncssl_core.datasets import DataSet
 from ncssl_core.pretrain import Run, _Training, pretrain
-from ncssl_core.sweep import Pace, Sweep, Task, compare, coverage, read_suite
+from ncssl_core.sweep import Pace, Sweep, Task, compare, coverage, read_suite, still_to_do
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[1]
@@ -433,6 +433,12 @@ def test_coverage_counts_the_records_of_each_suite_and_set():
     assert frame.loc[("cpu-views", "CIFAR-10-JPEG"), "of"] == len(set(names))
     assert frame.loc[("cpu-views", "CIFAR-10"), "recorded"] == 0
     assert frame.loc[("96px-views", "STL-10"), "command"] == "ncssl sweep 96px-views --download"
+    told = still_to_do([*names, "another"], ["cpu-views"]).splitlines()
+    assert (
+        told[0]
+        == f"- *cpu-views* on CIFAR-10: 0 of {len(set(names))} runs recorded; `ncssl sweep cpu-views --download`"
+    )
+    assert told[1] == f"- *cpu-views* on CIFAR-10-JPEG: {len(set(names))} of {len(set(names))} runs recorded; complete"
 
 
 def test_a_name_is_the_same_from_a_set_and_from_what_it_is_called():
