@@ -433,12 +433,11 @@ def test_coverage_counts_the_records_of_each_suite_and_set():
     assert frame.loc[("cpu-views", "CIFAR-10-JPEG"), "of"] == len(set(names))
     assert frame.loc[("cpu-views", "CIFAR-10"), "recorded"] == 0
     assert frame.loc[("96px-views", "STL-10"), "command"] == "ncssl sweep 96px-views --download"
-    told = still_to_do([*names, "another"], ["cpu-views"]).splitlines()
-    assert (
-        told[0]
-        == f"- *cpu-views* on CIFAR-10: 0 of {len(set(names))} runs recorded; `ncssl sweep cpu-views --download`"
-    )
-    assert told[1] == f"- *cpu-views* on CIFAR-10-JPEG: {len(set(names))} of {len(set(names))} runs recorded; complete"
+    every = len(set(names))
+    assert still_to_do([*names, "another"], ["cpu-views"]).splitlines() == [
+        f"- *cpu-views* on CIFAR-10: 0 of {every} runs recorded; `ncssl sweep cpu-views --download`",
+        f"- *cpu-views* on CIFAR-10-JPEG: {every} of {every} runs recorded; complete",
+    ]
 
 
 def test_a_name_is_the_same_from_a_set_and_from_what_it_is_called():
