@@ -197,7 +197,7 @@ Cell = tuple[int, float, int]  # dim, kappa, views
 
 @dataclass(frozen=True)
 class Reached:
-    """A cell's validation accuracy after a time, and whether its records had ended by then."""
+    """A cell's validation accuracy after a time, or where records end if that is sooner, and whether its own do."""
 
     accuracy: float
     ended: bool
@@ -221,7 +221,9 @@ def best_cell(
 def _best_cell(known: _Known, affordable: float) -> tuple[Cell | None, dict[Cell, Reached]]:
     """The cheapest of the cells whose curve is within `TIE` of the highest after the time, and what each reached.
 
-    Where the time ends before any curve begins, the cell is the best of those that were measured first.
+    Cells that differ in views alone are read where the first of their curves ends, if that is sooner: else the one with
+    longer records would win by their length. Where the time ends before any curve begins, the cell is the best of those
+    that were measured first.
     The time is that of `affordable` views. What a wide projector or more views make of a view's cost, is taken from
     the least seconds of the records.
     """
@@ -235,11 +237,16 @@ def _best_cell(known: _Known, affordable: float) -> tuple[Cell | None, dict[Cell
     cost = curves.seconds / curves.views_seen
     cost = cost.groupby([curves.dim, curves.views]).min()  # the least: other work on a machine only adds
     dear = cost / cost.median()  # a view's cost, the usual one being 1
+    lines, ends = {}, {}
     for (dim, kappa, views), part in curves.groupby(["dim", "kappa", "views"]):
-        longest = part[part.epochs == part.epochs.max()].sort_values("views_seen")
-        seen = affordable / float(dear[dim, views])
-        accuracy = float(np.interp(seen, longest.views_seen, longest.validation, left=-math.inf))  # not yet begun
-        reached[int(dim), float(kappa), int(views)] = Reached(accuracy, seen > longest.views_seen.max())
+        cell = int(dim), float(kappa), int(views)
+        lines[cell] = part[part.epochs == part.epochs.max()].sort_values("views_seen")
+        ends[cell] = float(dear[dim, views]) * float(lines[cell].views_seen.max())
+    for cell, line in lines.items():
+        shared = min(end for other, end in ends.items() if other[:2] == cell[:2])
+        seen = min(affordable, shared) / float(dear[cell[0], cell[2]])
+        accuracy = float(np.interp(seen, line.views_seen, line.validation, left=-math.inf))  # not yet begun
+        reached[cell] = Reached(accuracy, affordable > ends[cell])
     best = max(r.accuracy for r in reached.values())
     if best == -math.inf:
         first = curves[curves.epoch == curves.epoch.min()].groupby(["dim", "kappa", "views"]).validation.max()
@@ -308,7 +315,7 @@ def _views(known: _Known, cell: Cell | None, reached: Mapping[Cell, Reached]) ->
         why += f"; with {' and '.join(late)} the first measurement comes later"
     ended = [str(m) for m, r in sorted(alike.items()) if r.ended]
     if ended:
-        why += f"; records with {' and '.join(ended)} end sooner, their last value stands"
+        why += f"; records with {' and '.join(ended)} end sooner, and where the first of them ends all are compared"
     fewer_ended = any(r.ended for m, r in alike.items() if m <= cell[2])
     return Choice("views", cell[2], "not measured" if fewer_ended else known.sure, why)
 
