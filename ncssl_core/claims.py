@@ -270,12 +270,13 @@ def curves(runs: Runs) -> pd.DataFrame:
 def paces(runs: Runs) -> pd.DataFrame:
     """One row a run: the seconds of a training step, and `slower`, as a multiple of the fastest run of like steps.
 
-    Steps are like where backbone, loss, width, views, batch and size are equal, and the hardware: they are the same
-    work, so that what `slower` has above 1 is what else the machine did, and says how well seconds are known.
+    Steps are like where backbone, projector, loss, views, batch and size are equal, and the hardware: they are the same
+    work, but for the recipe, so that what `slower` has above 1 is the machine's load and what the package has gained in
+    speed since: it says how well seconds are known. `alike` is the number of such runs.
     """
     import pandas as pd
 
-    work = ["backbone", "loss", "dim", "views", "batch", "hidden", "layers"]
+    work = ["backbone", "loss", "dim", "views", "batch", "stem", "hidden", "layers"]
     rows = [{"data": r["data"]["name"], **{k: r["config"].get(k) for k in work}, "size": r["size"],
              "hardware": _hardware(r), "step": r["config"]["batch"] / r["time"]["images_per_second"]}
             for r in runs.values() if r["time"]["images_per_second"] > 0]  # fmt: skip
@@ -478,46 +479,33 @@ def _c3(arms: list[Arm]) -> Finding:
     parts = [_earlier(a, two) for a in many]
     best = max(many, key=lambda a: a.validation)
     says = f"against 2 views (kappa {two.kappa:.2g}) " + "; ".join(
-        f"{a.views} views (kappa {a.kappa:.2g}): {p.says}" for a, p in zip(many, parts, strict=True))  # fmt: skip
+        f"{a.views} views (kappa {a.kappa:.2g}): {says}" for a, (_, says) in zip(many, parts, strict=True))  # fmt: skip
     word: Word = "mixed"
-    if any(p.good for p in parts):
+    if any(good for good, _ in parts):
         word = "supported"
     elif all(_higher(two, a) for a in many):
         word = "contradicted"
     return Finding(word, says, [two, *many], best.mean - two.mean)
 
 
-@dataclass(frozen=True)
-class Earlier:
-    """When one arm reaches another's last accuracy on the validation images, as shares of what the other spent."""
-
-    epochs: float
-    seconds: float
-    higher: bool  # at equal epochs, by 0.5 or more
-    says: str
-
-    @property
-    def good(self) -> bool:
-        """Whether all parts of the rule hold."""
-        return self.epochs <= 0.75 and self.seconds <= 1 and self.higher
-
-
-def _earlier(a: Arm, other: Arm) -> Earlier:
+def _earlier(a: Arm, other: Arm) -> tuple[bool, str]:
+    """(whether C3's rule holds of a against another, when a reaches the other's last accuracy and where that holds)."""
     epochs, seconds, _ = other.curve()
     at = _reached(a, other)
     share = at[0] / epochs[-1]
     same = len(a.hardware | other.hardware) == 1
     of_seconds = at[1] / seconds[-1] if same else math.inf
     difference, noise = _difference(a, other)
-    higher, of_views = _higher(a, other, 0.5), share * a.views / other.views
-    parts = {"per epoch": share <= 0.75, "per view": of_views <= 1, "per second": of_seconds <= 1, "at the end": higher}
-    holds = ", ".join(part for part, so in parts.items() if so) or "nowhere"
+    of_views = share * a.views / other.views
+    parts = {"per epoch": share <= 0.75, "per view": of_views <= 1, "per second": of_seconds <= 1,
+             "at the end": _higher(a, other, 0.5)}  # fmt: skip
+    holds = [part for part, so in parts.items() if so]
     when = "not reached" if math.isinf(share) else (
         f"reached after {100 * share:.0f} % of the epochs, {100 * of_views:.0f} % of the views, "
         + (f"{100 * of_seconds:.0f} % of the seconds (2 s.e. {200 * of_seconds * _clock_noise(a, other):.0f})"
            if same else "seconds not comparable"))  # fmt: skip
-    says = f"{when}; ends {difference:+.1f} (2 s.e. {noise:.1f}); holds {holds}"
-    return Earlier(share, of_seconds, higher, says)
+    says = f"{when}; ends {difference:+.1f} (2 s.e. {noise:.1f}); holds {', '.join(holds) or 'nowhere'}"
+    return {"per epoch", "per second", "at the end"} <= set(holds), says
 
 
 def _clock_noise(a: Arm, other: Arm) -> float:
